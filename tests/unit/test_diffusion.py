@@ -1,0 +1,219 @@
+"""models/diffusion.py: published sizes, EDM identities, masks, and the conformance of every world model."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tests import conformance
+from worldmodels.config import build, conf_dir, sized
+from worldmodels.imagination import LoggedActions, RandomPolicy, imagine
+from worldmodels.models.diffusion import DiffusionWorldModel, to_float, to_uint8
+from worldmodels.ops.edm import preconditioners
+from worldmodels.types import UserError
+
+SIZES = ("tiny", "small", "paper")
+
+
+def settings(size, **overrides):
+    cfg = OmegaConf.merge(OmegaConf.load(conf_dir() / "model" / "diffusion.yaml"), {"size": size}, overrides)
+    return sized(OmegaConf.to_container(cfg, resolve=False))
+
+
+def micro(**overrides) -> DiffusionWorldModel:
+    """A model small enough for tests that train or roll out."""
+    network = {"context": 4, "cond_channels": 16, "channels": [8, 8], "depths": [1, 1], "attention": [False, False]}
+    denoiser = {"network": network, **overrides.pop("denoiser", {})}
+    reward = {"cond_channels": 8, "channels": [8, 8], "depths": [1, 1], "attention": [False, False], "lstm": 16}
+    sampler = {"steps": 2, "sigma_min": 2e-3, "sigma_max": 5.0, **overrides.pop("sampler", {})}
+    return DiffusionWorldModel(denoiser, reward, sampler, **{"image_size": 16, **overrides})
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(("num_actions", "denoiser", "reward"), [(4, 4_405_955, 5_900_864), (18, 4_406_851, 5_902_656)])
+def test_paper_size_has_the_published_parameter_counts(num_actions, denoiser, reward):
+    model = build(settings("paper", num_actions=num_actions))
+    assert (count(model.denoiser), count(model.reward_model)) == (denoiser, reward)
+
+
+def test_paper_size_has_the_published_behaviour():
+    model = build(settings("paper"))
+    d = model.denoiser
+    assert (d.sigma_data, d.sigma_offset, d.centre, d.changed_weight, d.rollout, d.rounding) == (
+        0.5,
+        0.3,
+        "none",
+        1,
+        1,
+        False,
+    )
+    assert d.noise == {"loc": -0.4, "scale": 1.2, "sigma_min": 2e-3, "sigma_max": 20.0}
+    assert model.own_frames == 0
+    assert {"steps": 3, "sigma_min": 2e-3, "sigma_max": 5.0, "rho": 7.0, "order": 1, "start": "unit"} == model.sampler
+
+
+@pytest.mark.parametrize("size", ["tiny", "micro"])
+def test_conformance(size):
+    def make():
+        return micro() if size == "micro" else build(settings(size))
+
+    model = make()
+    length, side = model.min_length + 1, model.image_size
+    conformance.check_world_model(make, conformance.random_segment(2, length, 3, side))
+
+
+@pytest.mark.parametrize("policy", [RandomPolicy([0, 3, 4]), LoggedActions(torch.randint(0, 18, (3, 5)))])
+def test_policies_conform(policy):
+    conformance.check_policy(policy, torch.zeros(3, 3, 16, 16, dtype=torch.uint8))
+
+
+def test_untrained_denoiser_is_its_skip_connection():
+    """F starts at zero, so D(y) = c_skip y, and D is y itself where there is no noise."""
+    model = micro(denoiser={"sigma_offset": 0.0})
+    noisy, context = torch.rand(2, 3, 16, 16) - 0.5, torch.rand(2, 4, 3, 16, 16)
+    action = torch.zeros(2, 4, dtype=torch.long)
+    for level in (1e-4, 0.5, 5.0):
+        sigma = torch.full((2,), level)
+        output, _, denoised = model.denoiser.predict(noisy, sigma, context, action)
+        assert (output - output.mean()).abs().max() < 1e-6 or output.abs().max() < 0.2  # only conv_out's bias is left
+        c = preconditioners(sigma, 0.5)
+        torch.testing.assert_close(denoised, c.c_skip * noisy + c.c_out * output)
+
+
+def test_centred_denoiser_starts_as_copy_of_the_last_frame():
+    model = micro(denoiser={"centre": "last", "rounding": True, "sigma_data": 0.01}, sampler={"start": "sigma"})
+    segment = conformance.random_segment(2, 5, 3, 16)
+    rollout = imagine(model, LoggedActions(segment.action), segment, 1, conformance.generator())
+    assert (rollout.obs[:, 1].int() - segment.obs[:, -1].int()).abs().max() <= 2
+
+
+def test_loss_of_an_untrained_network_is_the_variance_of_its_target():
+    """EDM's preconditioning makes the target's variance 1 for data of standard deviation sigma_data."""
+    model = micro(denoiser={"sigma_offset": 0.0})
+    segment = conformance.random_segment(16, 5, 3, 16)
+    scale = to_float(segment.obs).std().item() / 0.5
+    loss, _ = model.denoiser.loss(segment, conformance.generator())
+    assert 0.7 < loss.item() < 1.3 * scale**2
+
+
+def test_masked_rows_do_not_count():
+    """Rows whose targets are padding change nothing in the loss."""
+    model = micro()
+    segment = conformance.random_segment(4, 6, 3, 16)
+    segment.mask[2:], segment.next_mask[2:] = False, False
+    other = segment.map(torch.clone)
+    other.obs[2:] = 0
+    other.reward[2:] = 1
+    assert model.loss(segment, conformance.generator())[0] == model.loss(other, conformance.generator())[0]
+
+
+def test_second_target_is_conditioned_on_the_models_own_output():
+    model = micro(denoiser={"rollout": 2})
+    segment = conformance.random_segment(2, model.min_length, 3, 16)
+    _, seen = model.denoiser.loss(segment, conformance.generator())
+    real = to_float(segment.obs)
+    assert torch.equal(seen[:, :4], real[:, :4])
+    assert (seen[:, 4:] != real[:, 4:]).flatten(2).any(-1).all()
+    assert torch.equal(to_float(to_uint8(seen, rounding=True)), seen), "own frames are 8-bit frames"
+
+
+def test_quantizers():
+    frames = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(to_float(frames)), frames)
+    between = to_float(frames[:-1]) + 0.9 / 127.5
+    assert torch.equal(to_uint8(between, rounding=True), frames[1:])
+    assert torch.equal(to_uint8(between, rounding=False), frames[:-1])
+    assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_start_pads_a_short_context_as_before_an_episodes_start():
+    model = micro()
+    segment = conformance.random_segment(2, 6, 3, 16)
+    short = model.start(segment.steps(5, 6))
+    assert (short["frames"][:, :2] == 0).all()
+    assert torch.equal(short["frames"][:, 2:], segment.obs[:, 5:])
+    assert short["actions"].shape == (2, 3)
+    full = model.start(segment)
+    assert torch.equal(full["frames"], segment.obs[:, 3:])
+    assert torch.equal(full["actions"], segment.action[:, 3:])
+
+
+def test_imagined_segment():
+    model = micro()
+    context = conformance.random_segment(3, 5, 3, 16)
+    rollout = imagine(model, RandomPolicy([0, 2]), context, 7, conformance.generator())
+    assert rollout.obs.shape == (3, 8, 3, 16, 16)
+    assert torch.equal(rollout.obs[:, 0], context.obs[:, -1])
+    assert set(rollout.action.unique().tolist()) <= {0, 2}
+    ended = rollout.terminated[:, :-1].cumsum(1) > 0
+    assert torch.equal(rollout.mask[:, 1:], ~ended)
+    assert rollout.side["reward_mean"].abs().max() <= 1
+
+
+def test_learns_a_moving_square():
+    """A few hundred steps on a square that moves as the action says beat copying the last frame fourfold."""
+    torch.manual_seed(0)
+    model = micro(
+        denoiser={"centre": "last", "rounding": True, "sigma_data": 0.3, "sigma_offset": 0.0}, sampler={"steps": 1}
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    g = torch.Generator().manual_seed(0)
+
+    def batch(n):
+        segment = conformance.random_segment(n, 5, 3, 16, seed=int(torch.randint(1 << 30, (1,), generator=g)))
+        segment.action[:] = torch.randint(0, 2, segment.action.shape, generator=g)
+        place = torch.randint(4, 8, (n, 1), generator=g) + torch.cat(
+            [torch.zeros(n, 1, dtype=torch.long), (2 * segment.action - 1).cumsum(1)], dim=1
+        )
+        on = (torch.arange(16) - place[..., None]).abs() <= 1  # (B, T+1, W)
+        segment.obs[:] = (on[:, :, None, None, :] * 255).to(torch.uint8)
+        segment.reward[:] = 0
+        segment.terminated[:] = False
+        return segment
+
+    for _ in range(250):
+        loss, _ = model.loss(batch(16), g)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    test = batch(64)
+    context, action, truth = test.steps(0, 4), test.action[:, 4:], test.obs[:, 5].float()
+    predicted = imagine(model, LoggedActions(action), context, 1, g).obs[:, 1].float()
+    copied = test.obs[:, 4].float()
+    assert (predicted - truth).square().mean() < (copied - truth).square().mean() / 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"denoiser": {"centre": "first"}}, "allowed are 'none' and 'last'"),
+        (
+            {
+                "denoiser": {
+                    "network": {
+                        "context": 4,
+                        "cond_channels": 16,
+                        "channels": [8],
+                        "depths": [1],
+                        "attention": [False],
+                        "patch": 3,
+                    }
+                }
+            },
+            "does not divide",
+        ),
+    ],
+)
+def test_bad_settings(change, message):
+    with pytest.raises(UserError, match=message):
+        micro(**change)
+
+
+def test_bad_segments():
+    model = micro()
+    with pytest.raises(UserError, match="data.length=5"):
+        model.loss(conformance.random_segment(1, 4, 3, 16))
+    with pytest.raises(UserError, match="image_size"):
+        model.loss(conformance.random_segment(1, 5, 3, 32))

@@ -1,0 +1,457 @@
+"""Diffusion world model: the next frame by an EDM denoiser, reward and termination by a recurrent model of frame pairs.
+
+Source: Alonso et al. 2024, "Diffusion for World Modeling" (DIAMOND), sections 3 and appendices; the settings named
+`paper` in conf/model/diffusion.yaml are its published ones. Every other setting is a documented departure.
+
+Legend: B batch, L frames of context, T transitions, C colour channels, H and W pixels, A actions.
+"""
+
+import math
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodels.nn.unet import Encoder, UNet, conv3x3, groups
+from worldmodels.ops.edm import add_noise, karras_sigmas, preconditioners, sample, training_sigmas
+from worldmodels.types import Metrics, Segment, State, Step, UserError
+
+
+FRAME_STD = 0.5  # standard deviation by which frames are divided where they enter a network (DIAMOND's sigma_data)
+
+
+def to_float(frames: Tensor) -> Tensor:
+    """uint8 frames to float32 in [-1, 1]."""
+    return frames.float().div(127.5).sub(1)
+
+
+def to_uint8(images: Tensor, rounding: bool = True) -> Tensor:
+    """Float images in [-1, 1] to uint8; without rounding the fraction is cut off, as DIAMOND does (half a level darker)."""
+    levels = images.clamp(-1, 1).add(1).mul(127.5)
+    return (levels.round() if rounding else levels).to(torch.uint8)
+
+
+class FourierFeatures(nn.Module):
+    """Random cosine and sine features of a scalar: (B,) -> (B, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("frequency", torch.randn(width // 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        angle = 2 * math.pi * x[:, None] * self.frequency
+        return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class DenoiserNetwork(nn.Module):
+    """The network F of EDM: U-Net over the stacked context and the noisy frame, conditioned on noise level and actions.
+
+    Args:
+        num_actions: size A of the action vocabulary.
+        image_channels: C.
+        context: L, frames (and actions) of context.
+        cond_channels: width of the conditioning vector.
+        channels: channels of each level.
+        depths: residual blocks of each level.
+        attention: whether each level attends (the middle always does).
+        patch: side of the pixel patches that are folded into channels before the first convolution (1: none).
+    """
+
+    def __init__(
+        self,
+        num_actions: int,
+        image_channels: int,
+        context: int,
+        cond_channels: int,
+        channels: list[int],
+        depths: list[int],
+        attention: list[bool],
+        patch: int = 1,
+    ) -> None:
+        super().__init__()
+        self.patch = patch
+        self.noise_embedding = FourierFeatures(cond_channels)
+        self.action_embedding = nn.Embedding(num_actions, cond_channels // context)
+        self.condition = nn.Sequential(
+            nn.Linear(cond_channels, cond_channels), nn.SiLU(), nn.Linear(cond_channels, cond_channels)
+        )
+        self.conv_in = conv3x3((context + 1) * image_channels * patch**2, channels[0])
+        self.unet = UNet(channels, depths, cond_channels, attention)
+        self.norm_out = nn.GroupNorm(groups(channels[0]), channels[0])
+        self.conv_out = conv3x3(channels[0], image_channels * patch**2)
+        nn.init.zeros_(self.conv_out.weight)
+
+    def forward(self, noisy: Tensor, c_noise: Tensor, context: Tensor, action: Tensor) -> Tensor:
+        """(B, C, H, W), (B,), (B, L*C, H, W), (B, L) int64 -> (B, C, H, W)."""
+        cond = self.condition(self.noise_embedding(c_noise) + self.action_embedding(action).flatten(1))
+        x = self.conv_in(F.pixel_unshuffle(torch.cat([context, noisy], dim=1), self.patch))
+        x = self.conv_out(F.silu(self.norm_out(self.unet(x, cond))))
+        return F.pixel_shuffle(x, self.patch)
+
+
+class Denoiser(nn.Module):
+    """EDM denoiser of the next frame given L frames and L actions.
+
+    Args:
+        network: settings of `DenoiserNetwork`.
+        sigma_data: standard deviation of what is denoised (the frame, or its difference from the last frame).
+        sigma_offset: standard deviation of the offset noise.
+        noise: settings of `ops.edm.training_sigmas`.
+        centre: "none" denoises the frame itself (DIAMOND); "last" its difference from the last context frame, so that
+            an untrained network copies the last frame and sprites stay sharp.
+        changed_weight: weight in the loss of pixels that differ from the last context frame by more than 8/255,
+            where the others weigh 1. 1 is DIAMOND's plain mean.
+        rollout: how many further targets are conditioned on the model's own output (DIAMOND: 1).
+        rounding: whether frames are rounded to 8 bits; DIAMOND cuts the fraction off.
+    """
+
+    def __init__(
+        self,
+        network: dict[str, Any],
+        sigma_data: float = 0.5,
+        sigma_offset: float = 0.3,
+        noise: dict[str, Any] | None = None,
+        centre: str = "none",
+        changed_weight: float = 1.0,
+        rollout: int = 1,
+        rounding: bool = False,
+    ) -> None:
+        super().__init__()
+        if centre not in ("none", "last"):
+            raise UserError(f"denoiser.centre is {centre!r}; allowed are 'none' and 'last'.")
+        self.network = DenoiserNetwork(**network)
+        self.context: int = network["context"]
+        self.sigma_data, self.sigma_offset = sigma_data, sigma_offset
+        self.noise = noise or {"loc": -0.4, "scale": 1.2, "sigma_min": 2e-3, "sigma_max": 20.0}
+        self.centre, self.changed_weight, self.rollout, self.rounding = centre, changed_weight, rollout, rounding
+
+    def centre_of(self, context: Tensor) -> Tensor | float:
+        """What is subtracted from the frame before it is denoised, for context (B, L, C, H, W)."""
+        return context[:, -1] if self.centre == "last" else 0.0
+
+    def _scaled(self, context: Tensor) -> Tensor:
+        """Context (B, L, C, H, W) as the network's input (B, L*C, H, W), of about unit variance as the others.
+
+        Centred on the last frame, the earlier ones enter as differences from it, so that motion stands out of the scene.
+        """
+        if self.centre == "none":
+            return context.flatten(1, 2) / FRAME_STD
+        last = context[:, -1:]
+        return torch.cat([(context[:, :-1] - last) / self.sigma_data, last / FRAME_STD], dim=1).flatten(1, 2)
+
+    def predict(self, noisy: Tensor, sigma: Tensor, context: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """F's output, the c_out that scales it, and the denoised frame before clamping (EDM eq. 7).
+
+        Args:
+            noisy: (B, C, H, W) noisy frame less its centre.
+            sigma: (B,) noise level.
+            context: (B, L, C, H, W) frames in [-1, 1].
+            action: (B, L) int64.
+        """
+        c = preconditioners(sigma, self.sigma_data, self.sigma_offset)
+        output = self.network(noisy * c.c_in, c.c_noise, self._scaled(context), action).float()
+        return output, c.c_out, c.c_skip * noisy + c.c_out * output + self.centre_of(context)
+
+    def quantize(self, image: Tensor) -> Tensor:
+        """Nearest frame that 8 bits can hold, still float in [-1, 1]."""
+        return to_float(to_uint8(image, self.rounding))
+
+    @torch.no_grad()
+    def denoise(self, noisy: Tensor, sigma: Tensor, context: Tensor, action: Tensor) -> Tensor:
+        """The 8-bit frame (B, C, H, W) in [-1, 1] that the network sees in `noisy` (which has its centre subtracted)."""
+        return self.quantize(self.predict(noisy, sigma, context, action)[2])
+
+    def loss(self, segment: Segment, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Mean denoising loss over the 1 + rollout targets after the first L frames, and the frames as the model saw them.
+
+        Returns:
+            The scalar loss, and (B, T+1, C, H, W) float frames in which targets are replaced by the model's own output.
+        """
+        frames = list(to_float(segment.obs).unbind(1))
+        losses = []
+        for t in range(self.context, self.context + 1 + self.rollout):
+            context, target = torch.stack(frames[t - self.context : t], dim=1), frames[t]
+            action = segment.action[:, t - self.context : t]
+            centre = self.centre_of(context)
+            sigma = training_sigmas(len(target), **self.noise, generator=generator, device=target.device)
+            noisy = add_noise(target - centre, sigma, self.sigma_offset, generator)
+            _, c_out, denoised = self.predict(noisy, sigma, context, action)
+            # EDM's loss on the network's output: the denoised frame's error divided by c_out
+            error = ((denoised - target) / c_out).square()
+            if self.changed_weight != 1:
+                changed = (target - context[:, -1]).abs().amax(1, keepdim=True) > 2 * 8 / 255
+                error = error * torch.where(changed, self.changed_weight, 1.0)
+            real = segment.next_mask[:, t - 1].float()
+            losses.append((error.mean((1, 2, 3)) * real).sum() / real.sum().clamp(min=1))
+            frames[t] = self.quantize(denoised.detach())
+        return torch.stack(losses).mean(), torch.stack(frames, dim=1)
+
+
+class RewardModel(nn.Module):
+    """Sign of the reward and termination of a transition, from its two frames and action, with a recurrent memory.
+
+    Args:
+        num_actions: size A of the action vocabulary.
+        image_channels: C.
+        image_size: H = W.
+        cond_channels: width of the action embedding.
+        channels: channels of each level.
+        depths: residual blocks of each level.
+        attention: whether each level attends (the middle always does).
+        lstm: width of the LSTM.
+        middle: number of attending blocks at the lowest level; without any, and with a single level, the LSTM sees
+            the place of every patch, which a small budget needs to tell a ball behind the paddle from one before it.
+        projection: width of a layer between encoder and LSTM, whose output the action embedding joins (0: none, DIAMOND).
+        patch: as in `DenoiserNetwork`.
+        difference_std: where given, the second frame enters as its difference from the first, divided by this, so
+            that a score that changes or a ball that vanishes stands out of the scene (DIAMOND: the frame itself).
+        frame_scale: with `difference_std`, what the first frame is multiplied by. A scene that never changes acts as
+            thousands of equal inputs to the projection, and at high learning rates it saturates the LSTM within a few
+            steps; a small scale keeps the scene readable without that.
+    """
+
+    def __init__(
+        self,
+        num_actions: int,
+        image_channels: int,
+        image_size: int,
+        cond_channels: int,
+        channels: list[int],
+        depths: list[int],
+        attention: list[bool],
+        lstm: int,
+        middle: int = 2,
+        projection: int = 0,
+        patch: int = 1,
+        difference_std: float | None = None,
+        frame_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.patch, self.difference_std, self.frame_scale = patch, difference_std, frame_scale
+        self.action_embedding = nn.Embedding(num_actions, cond_channels)
+        self.conv_in = conv3x3(2 * image_channels * patch**2, channels[0])
+        self.encoder = Encoder(channels, depths, cond_channels, attention, middle)
+        side = image_size // patch
+        for _ in channels[1:]:
+            side = math.ceil(side / 2)
+        width = channels[-1] * side**2
+        self.projection = nn.Sequential(nn.Linear(width, projection), nn.SiLU()) if projection else nn.Identity()
+        self.lstm = nn.LSTM(projection + cond_channels if projection else width, lstm, batch_first=True)
+        self.head = nn.Sequential(nn.Linear(lstm, lstm), nn.SiLU(), nn.Linear(lstm, 5, bias=False))
+        _init_lstm(self.lstm)
+
+    def forward(
+        self, frames: Tensor, next_frames: Tensor, action: Tensor, memory: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Logits of T transitions.
+
+        Args:
+            frames: (B, T, C, H, W) in [-1, 1], before the action.
+            next_frames: (B, T, C, H, W), after it.
+            action: (B, T) int64.
+            memory: hidden and cell state, (1, B, lstm) each.
+
+        Returns:
+            Reward logits (B, T, 3) for -1, 0, +1; termination logits (B, T, 2); the new memory.
+        """
+        if self.difference_std:
+            next_frames, frames = (next_frames - frames) / self.difference_std, frames * self.frame_scale
+        pairs = rearrange(torch.cat([frames, next_frames], dim=2), "b t c h w -> (b t) c h w")
+        x = self.conv_in(F.pixel_unshuffle(pairs, self.patch))
+        embedding = self.action_embedding(action)
+        x, _ = self.encoder(x, embedding.flatten(0, 1))
+        x = self.projection(x.reshape(*action.shape, -1))
+        if isinstance(self.projection, nn.Sequential):
+            x = torch.cat([x, embedding], dim=-1)
+        x, memory = self.lstm(x, memory)
+        logits = self.head(x).float()
+        return logits[..., :3], logits[..., 3:], memory
+
+    def loss(self, segment: Segment, frames: Tensor, next_frames: Tensor) -> tuple[Tensor, Metrics]:
+        """Cross-entropy of reward sign and of termination over real transitions (DIAMOND section 3.1)."""
+        reward_logits, end_logits, _ = self(frames, next_frames, segment.action)
+        # a transition counts where its next frame is the true one
+        real = segment.mask & segment.next_mask
+        count = real.sum().clamp(min=1)
+
+        def mean(logits: Tensor, target: Tensor) -> Tensor:
+            return (F.cross_entropy(logits.movedim(-1, 1), target, reduction="none") * real).sum() / count
+
+        reward = mean(reward_logits, segment.reward.sign().long() + 1)
+        end = mean(end_logits, segment.terminated.long())
+        return reward + end, {"loss_reward": reward.detach(), "loss_termination": end.detach()}
+
+
+def _init_lstm(lstm: nn.LSTM) -> None:
+    """Orthogonal recurrent weights, Xavier input weights, and a forget gate that starts open."""
+    for name, weight in lstm.named_parameters():
+        if "weight_ih" in name:
+            nn.init.xavier_uniform_(weight)
+        elif "weight_hh" in name:
+            nn.init.orthogonal_(weight)
+        else:
+            nn.init.zeros_(weight)
+            if "bias_ih" in name:
+                weight.data[lstm.hidden_size : 2 * lstm.hidden_size] = 1.0
+
+
+class DiffusionWorldModel(nn.Module):
+    """Denoiser and reward model as one `WorldModel`.
+
+    Args:
+        denoiser: settings of `Denoiser`.
+        reward_model: settings of `RewardModel`.
+        sampler: steps, sigma_min, sigma_max, rho and order of the sampler, and `start`: "unit" begins from unit noise
+            whatever sigma_max is (as DIAMOND's code), "sigma" from noise at the level sigma_max around the centre.
+        num_actions: size of the action vocabulary; 18 is ALE's full set.
+        image_size: H = W.
+        image_channels: C, 3 for RGB and 1 for grey.
+        own_frames: share of the training rows in which the reward model sees the denoiser's own next frames in place
+            of the logged ones, so that it reads imagined frames as well (DIAMOND: 0).
+
+    Raises:
+        UserError: if a size is not a multiple of the patch.
+    """
+
+    def __init__(
+        self,
+        denoiser: dict[str, Any],
+        reward_model: dict[str, Any],
+        sampler: dict[str, Any],
+        num_actions: int = 18,
+        image_size: int = 64,
+        image_channels: int = 3,
+        own_frames: float = 0.0,
+    ) -> None:
+        super().__init__()
+        shared = {"num_actions": num_actions, "image_channels": image_channels}
+        for part, settings in (("denoiser.network", denoiser["network"]), ("reward_model", reward_model)):
+            if image_size % settings.get("patch", 1):
+                raise UserError(
+                    f"model.{part}.patch is {settings['patch']}, which does not divide the image size {image_size}."
+                )
+        self.denoiser = Denoiser(**{**denoiser, "network": {**shared, **denoiser["network"]}})
+        self.reward_model = RewardModel(**shared, image_size=image_size, **reward_model)
+        self.num_actions, self.image_size, self.image_channels = num_actions, image_size, image_channels
+        self.own_frames = own_frames
+        self.context = self.denoiser.context
+        self.sampler = dict(sampler)
+
+    def components(self) -> dict[str, nn.Module]:
+        """The parts that a learner optimises, with gradient clipping of their own."""
+        return {"denoiser": self.denoiser, "reward_model": self.reward_model}
+
+    @property
+    def min_length(self) -> int:
+        """Fewest transitions T of a segment that `loss` takes."""
+        return self.context + self.denoiser.rollout
+
+    def loss(self, segment: Segment, generator: torch.Generator | None = None) -> tuple[Tensor, Metrics]:
+        """Denoising loss plus reward and termination loss of a batch.
+
+        The denoiser is trained on the last L + 1 + rollout frames of each segment, the reward model on all transitions.
+
+        Args:
+            segment: obs (B, T+1, C, H, W) with T >= `min_length`.
+            generator: of the noise; torch's own if None.
+
+        Raises:
+            UserError: if the segment is too short or its frames are of another size.
+        """
+        self._check(segment)
+        tail = segment.steps(segment.length - self.min_length, segment.length)
+        denoising, seen = self.denoiser.loss(tail, generator)
+        frames = to_float(segment.obs)
+        next_frames = frames[:, 1:]
+        if self.own_frames:
+            own = torch.rand(len(frames), generator=generator, device=frames.device) < self.own_frames
+            seen = torch.cat([frames[:, : -seen.shape[1]], seen], dim=1)
+            next_frames = torch.where(own[:, None, None, None, None], seen[:, 1:], next_frames)
+        reward, metrics = self.reward_model.loss(segment, frames[:, :-1], next_frames)
+        loss = denoising + reward
+        return loss, {"loss": loss.detach(), "loss_denoising": denoising.detach(), **metrics}
+
+    def _check(self, segment: Segment) -> None:
+        """Frames and length must be what the networks were built for."""
+        expected = (self.image_channels, self.image_size, self.image_size)
+        if segment.obs.shape[2:] != expected or segment.obs.dtype != torch.uint8:
+            raise UserError(
+                f"The model takes frames {expected} uint8 (channels, height, width) but got "
+                f"{tuple(segment.obs.shape[2:])} {segment.obs.dtype}; set model.image_size and model.image_channels."
+            )
+        if segment.length < self.min_length:
+            raise UserError(
+                f"Segments have {segment.length} transitions but the model needs {self.min_length}; "
+                f"set data.length={self.min_length} or more."
+            )
+
+    @torch.no_grad()
+    def start(self, context: Segment) -> State:
+        """State after the last frame of `context`: its last L frames, and the reward model's memory of all of it.
+
+        Args:
+            context: obs (B, T+1, C, H, W) uint8; with fewer than L frames the missing ones are zero, as before the
+                start of an episode.
+        """
+        frames, action, missing = context.obs, context.action, self.context - context.obs.shape[1]
+        if missing > 0:
+            frames = F.pad(frames, (0, 0, 0, 0, 0, 0, missing, 0))
+            action = F.pad(action, (missing, 0))
+        images = to_float(context.obs)
+        _, _, memory = self.reward_model(images[:, :-1], images[:, 1:], context.action)
+        return {
+            "frames": frames[:, -self.context :],
+            "actions": action[:, action.shape[1] - self.context + 1 :],
+            "hidden": memory[0][0],
+            "cell": memory[1][0],
+        }
+
+    @torch.no_grad()
+    def step(self, state: State, action: Tensor, generator: torch.Generator | None = None) -> tuple[State, Step]:
+        """Imagine one transition.
+
+        Args:
+            state: of `start` or an earlier step, for B rows.
+            action: (B,) int64.
+            generator: decides the frame's noise and the draws of reward and termination.
+
+        Returns:
+            The new state, and a `Step` with frame (B, C, H, W) uint8.
+        """
+        frames = to_float(state["frames"])
+        actions = torch.cat([state["actions"], action[:, None]], dim=1)
+        image = self._sample(frames, actions, generator)
+        memory = (state["hidden"][None], state["cell"][None])
+        reward_logits, end_logits, memory = self.reward_model(frames[:, -1:], image[:, None], action[:, None], memory)
+        reward_p, end_p = reward_logits[:, 0].softmax(-1), end_logits[:, 0].softmax(-1)
+        frame = to_uint8(image)
+        state = {
+            "frames": torch.cat([state["frames"][:, 1:], frame[:, None]], dim=1),
+            "actions": actions[:, 1:],
+            "hidden": memory[0][0],
+            "cell": memory[1][0],
+        }
+        return state, Step(
+            frame=frame,
+            reward=reward_p.multinomial(1, generator=generator)[:, 0].float() - 1,
+            terminated=end_p.multinomial(1, generator=generator)[:, 0].bool(),
+            reward_mean=reward_p[:, 2] - reward_p[:, 0],
+            terminated_mean=end_p[:, 1],
+            truncated=torch.zeros_like(action, dtype=torch.bool),
+        )
+
+    def _sample(self, context: Tensor, action: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The next frame (B, C, H, W) in [-1, 1] for context (B, L, C, H, W) and actions (B, L)."""
+        s = self.sampler
+        sigmas = karras_sigmas(s["steps"], s["sigma_min"], s["sigma_max"], s.get("rho", 7.0)).to(context.device)
+        shape = (len(context), *context.shape[2:])
+        noise = torch.randn(shape, generator=generator, device=context.device)
+        centre = self.denoiser.centre_of(context)
+        x = noise * s["sigma_max"] + centre if s.get("start", "unit") == "sigma" else noise
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            return self.denoiser.denoise(x - centre, sigma, context, action)
+
+        return sample(denoise, x, sigmas, s.get("order", 1))

@@ -1,0 +1,164 @@
+"""Residual U-Net blocks conditioned by adaptive group norm, as DIAMOND's denoiser and reward model use them.
+
+Source: Alonso et al. 2024 (DIAMOND), section 3 and appendix D. Legend: B batch, C channels, H and W pixels, D condition.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+GROUP_SIZE = 32  # channels a norm group
+HEAD_DIM = 8  # channels an attention head
+
+
+def groups(channels: int) -> int:
+    """Number of norm groups for so many channels."""
+    return max(1, channels // GROUP_SIZE)
+
+
+def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
+    """3x3 convolution that keeps the size (or halves it with stride 2)."""
+    return nn.Conv2d(channels_in, channels_out, 3, stride, 1)
+
+
+class AdaGroupNorm(nn.Module):
+    """Group norm whose scale and shift are linear in the condition: (B, C, H, W), (B, D) -> (B, C, H, W)."""
+
+    def __init__(self, channels: int, cond_channels: int) -> None:
+        super().__init__()
+        self.groups = groups(channels)
+        self.linear = nn.Linear(cond_channels, 2 * channels)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        scale, shift = self.linear(cond)[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(shift, F.group_norm(x, self.groups), 1 + scale)
+
+
+class SelfAttention(nn.Module):
+    """Residual multi-head self-attention over the pixels of (B, C, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.heads = max(1, channels // HEAD_DIM)
+        self.norm = nn.GroupNorm(groups(channels), channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # pyrefly: ignore
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2)
+        y = F.scaled_dot_product_attention(*qkv.unbind(1))  # (B, heads, H*W, C/heads)
+        return x + self.out(y.transpose(-1, -2).reshape(x.shape))
+
+
+class ResBlock(nn.Module):
+    """Two conditioned convolutions and a skip; the second starts at zero, so that the block starts as its skip."""
+
+    def __init__(self, channels_in: int, channels_out: int, cond_channels: int, attention: bool = False) -> None:
+        super().__init__()
+        self.skip = nn.Identity() if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
+        self.norm1 = AdaGroupNorm(channels_in, cond_channels)
+        self.conv1 = conv3x3(channels_in, channels_out)
+        self.norm2 = AdaGroupNorm(channels_out, cond_channels)
+        self.conv2 = conv3x3(channels_out, channels_out)
+        self.attention = SelfAttention(channels_out) if attention else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x, cond)))
+        y = self.conv2(F.silu(self.norm2(y, cond)))
+        return self.attention(self.skip(x) + y)
+
+
+def downsample(channels: int) -> nn.Conv2d:
+    """Strided convolution with orthogonal weights: halves H and W."""
+    conv = conv3x3(channels, channels, stride=2)
+    nn.init.orthogonal_(conv.weight)
+    return conv
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling of H and W, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv3x3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Encoder(nn.Module):
+    """Levels of residual blocks, halving the size between levels, and attending blocks at the lowest.
+
+    Args:
+        channels: channels of each level.
+        depths: residual blocks of each level.
+        cond_channels: width D of the condition.
+        attention: whether the blocks of each level attend.
+        middle: number of attending blocks at the lowest level (DIAMOND: 2).
+    """
+
+    def __init__(
+        self, channels: list[int], depths: list[int], cond_channels: int, attention: list[bool], middle: int = 2
+    ) -> None:
+        super().__init__()
+        previous = [channels[0], *channels[:-1]]
+        self.levels = nn.ModuleList(
+            nn.ModuleList(ResBlock(p if i == 0 else c, c, cond_channels, a) for i in range(depth))
+            for p, c, depth, a in zip(previous, channels, depths, attention, strict=True)
+        )
+        self.down = nn.ModuleList([nn.Identity(), *map(downsample, channels[:-1])])
+        self.middle = nn.ModuleList(ResBlock(channels[-1], channels[-1], cond_channels, True) for _ in range(middle))
+
+    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
+        """(B, C0, H, W), (B, D) -> the lowest features, and by level every feature map a decoder may join."""
+        skips = []
+        for down, level in zip(self.down, self.levels, strict=True):
+            x = down(x)
+            maps = [x]
+            for block in level:  # pyrefly: ignore
+                x = block(x, cond)
+                maps.append(x)
+            skips.append(maps)
+        for block in self.middle:
+            x = block(x, cond)
+        return x, skips
+
+
+class UNet(nn.Module):
+    """Encoder and mirrored decoder with a skip into every decoder block: (B, C0, H, W), (B, D) -> (B, C0, H, W).
+
+    Sizes that the levels do not divide are padded with zeros on the right and below, and cut again.
+    """
+
+    def __init__(self, channels: list[int], depths: list[int], cond_channels: int, attention: list[bool]) -> None:
+        super().__init__()
+        self.encoder = Encoder(channels, depths, cond_channels, attention)
+        previous = [channels[0], *channels[:-1]]
+        self.levels = nn.ModuleList(
+            nn.ModuleList(
+                # the last block of a level hands over the width of the level above
+                ResBlock(2 * c if i < depth else c + p, c if i < depth else p, cond_channels, a)
+                for i in range(depth + 1)
+            )
+            for p, c, depth, a in reversed(list(zip(previous, channels, depths, attention, strict=True)))
+        )
+        self.up = nn.ModuleList([nn.Identity(), *map(Upsample, reversed(channels[:-1]))])
+        self.multiple = 2 ** (len(channels) - 1)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        x = F.pad(
+            x,
+            (0, math.ceil(w / self.multiple) * self.multiple - w, 0, math.ceil(h / self.multiple) * self.multiple - h),
+        )
+        x, skips = self.encoder(x, cond)
+        for up, level, maps in zip(self.up, self.levels, reversed(skips), strict=True):
+            x = up(x)
+            for block, skip in zip(level, reversed(maps), strict=True):  # pyrefly: ignore
+                x = block(torch.cat([x, skip], dim=1), cond)
+        return x[..., :h, :w]
