@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from worldmodels.types import Policy, Segment, State, Step, UserError, WorldModel
+from worldmodels.types import Policy, Segment, State, UserError, WorldModel
 
 
 def imagine(
@@ -36,18 +36,22 @@ def imagine(
         frames.append(frame)
         actions.append(action)
         steps.append(step)
-    columns = Step(*(None if c[0] is None else torch.stack(c, dim=1) for c in zip(*steps, strict=True)))
-    alive = torch.ones_like(columns.terminated)
-    alive[:, 1:] = ~columns.terminated[:, :-1].cummax(dim=1).values
+
+    def column(name: str) -> Tensor:
+        return torch.stack([getattr(step, name) for step in steps], dim=1)
+
+    terminated = column("terminated")
+    alive = torch.ones_like(terminated)
+    alive[:, 1:] = ~terminated[:, :-1].cummax(dim=1).values
     return Segment(
         obs=torch.stack(frames, dim=1),
         action=torch.stack(actions, dim=1),
-        reward=columns.reward,
-        terminated=columns.terminated,
-        truncated=columns.truncated,
+        reward=column("reward"),
+        terminated=terminated,
+        truncated=column("truncated"),
         mask=alive,
         next_mask=alive,
-        side={"reward_mean": columns.reward_mean, "terminated_mean": columns.terminated_mean},
+        side={name: column(name) for name in ("reward_mean", "terminated_mean")},
     )
 
 

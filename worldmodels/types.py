@@ -21,7 +21,7 @@ ACTIONS = (
 """Names of ALE's full action set, by index."""
 
 State = dict[str, Tensor]
-"""What a model or a policy carries between steps: batch first, opaque. `{k: v[i]}` gathers rows, by index or by mask."""
+"""What a model or a policy carries between steps: batch first, opaque. `{k: v[i]}` gathers rows."""
 
 Metrics = dict[str, Tensor]
 

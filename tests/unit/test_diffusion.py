@@ -51,7 +51,7 @@ def test_paper_size_has_the_published_behaviour():
     )
     assert d.noise == {"loc": -0.4, "scale": 1.2, "sigma_min": 2e-3, "sigma_max": 20.0}
     assert model.own_frames == 0
-    assert {"steps": 3, "sigma_min": 2e-3, "sigma_max": 5.0, "rho": 7.0, "order": 1, "start": "unit"} == model.sampler
+    assert model.sampler == {"steps": 3, "sigma_min": 2e-3, "sigma_max": 5.0, "rho": 7.0, "order": 1, "start": "unit"}
 
 
 @pytest.mark.parametrize("size", ["tiny", "micro"])

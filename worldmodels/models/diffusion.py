@@ -18,7 +18,6 @@ from worldmodels.nn.unet import Encoder, UNet, conv3x3, groups
 from worldmodels.ops.edm import add_noise, karras_sigmas, preconditioners, sample, training_sigmas
 from worldmodels.types import Metrics, Segment, State, Step, UserError
 
-
 FRAME_STD = 0.5  # standard deviation by which frames are divided where they enter a network (DIAMOND's sigma_data)
 
 
@@ -28,7 +27,7 @@ def to_float(frames: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor, rounding: bool = True) -> Tensor:
-    """Float images in [-1, 1] to uint8; without rounding the fraction is cut off, as DIAMOND does (half a level darker)."""
+    """Float images in [-1, 1] to uint8; without rounding the fraction is cut off (DIAMOND: half a level darker)."""
     levels = images.clamp(-1, 1).add(1).mul(127.5)
     return (levels.round() if rounding else levels).to(torch.uint8)
 
@@ -134,7 +133,7 @@ class Denoiser(nn.Module):
     def _scaled(self, context: Tensor) -> Tensor:
         """Context (B, L, C, H, W) as the network's input (B, L*C, H, W), of about unit variance as the others.
 
-        Centred on the last frame, the earlier ones enter as differences from it, so that motion stands out of the scene.
+        Centred on the last frame, the earlier ones enter as differences from it: motion stands out of the scene.
         """
         if self.centre == "none":
             return context.flatten(1, 2) / FRAME_STD
@@ -160,11 +159,11 @@ class Denoiser(nn.Module):
 
     @torch.no_grad()
     def denoise(self, noisy: Tensor, sigma: Tensor, context: Tensor, action: Tensor) -> Tensor:
-        """The 8-bit frame (B, C, H, W) in [-1, 1] that the network sees in `noisy` (which has its centre subtracted)."""
+        """The 8-bit frame (B, C, H, W) in [-1, 1] that the network sees in `noisy`, a noisy frame less its centre."""
         return self.quantize(self.predict(noisy, sigma, context, action)[2])
 
     def loss(self, segment: Segment, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Mean denoising loss over the 1 + rollout targets after the first L frames, and the frames as the model saw them.
+        """Mean denoising loss over the 1 + rollout targets after the first L frames, and the frames the model saw.
 
         Returns:
             The scalar loss, and (B, T+1, C, H, W) float frames in which targets are replaced by the model's own output.
@@ -203,7 +202,7 @@ class RewardModel(nn.Module):
         lstm: width of the LSTM.
         middle: number of attending blocks at the lowest level; without any, and with a single level, the LSTM sees
             the place of every patch, which a small budget needs to tell a ball behind the paddle from one before it.
-        projection: width of a layer between encoder and LSTM, whose output the action embedding joins (0: none, DIAMOND).
+        projection: width of a layer between encoder and LSTM, whose output the action embedding joins (DIAMOND: none).
         patch: as in `DenoiserNetwork`.
         difference_std: where given, the second frame enters as its difference from the first, divided by this, so
             that a score that changes or a ball that vanishes stands out of the scene (DIAMOND: the frame itself).
@@ -326,13 +325,13 @@ class DiffusionWorldModel(nn.Module):
         own_frames: float = 0.0,
     ) -> None:
         super().__init__()
-        shared = {"num_actions": num_actions, "image_channels": image_channels}
+        shared: dict[str, Any] = {"num_actions": num_actions, "image_channels": image_channels}
         for part, settings in (("denoiser.network", denoiser["network"]), ("reward_model", reward_model)):
             if image_size % settings.get("patch", 1):
                 raise UserError(
                     f"model.{part}.patch is {settings['patch']}, which does not divide the image size {image_size}."
                 )
-        self.denoiser = Denoiser(**{**denoiser, "network": {**shared, **denoiser["network"]}})
+        self.denoiser = Denoiser(**{**denoiser, "network": shared | denoiser["network"]})
         self.reward_model = RewardModel(**shared, image_size=image_size, **reward_model)
         self.num_actions, self.image_size, self.image_channels = num_actions, image_size, image_channels
         self.own_frames = own_frames

@@ -1,6 +1,6 @@
 """Residual U-Net blocks conditioned by adaptive group norm, as DIAMOND's denoiser and reward model use them.
 
-Source: Alonso et al. 2024 (DIAMOND), section 3 and appendix D. Legend: B batch, C channels, H and W pixels, D condition.
+Source: Alonso et al. 2024 (DIAMOND), section 3. Legend: B batch, C channels, H and W pixels, D condition.
 """
 
 import math

@@ -31,12 +31,13 @@ def preconditioners(sigma: Tensor, sigma_data: float, sigma_offset: float = 0.0)
     """
     s = (sigma**2 + sigma_offset**2).sqrt()
     c_skip = sigma_data**2 / (s**2 + sigma_data**2)
-    shaped = [c[:, None, None, None] for c in (1 / (s**2 + sigma_data**2).sqrt(), c_skip, s * c_skip.sqrt())]
-    return Preconditioners(*shaped, s.log() / 4)
+    c_in, c_out = 1 / (s**2 + sigma_data**2).sqrt(), s * c_skip.sqrt()
+    per_image = (slice(None), None, None, None)
+    return Preconditioners(c_in[per_image], c_skip[per_image], c_out[per_image], s.log() / 4)
 
 
 def add_noise(x: Tensor, sigma: Tensor, sigma_offset: float, generator: torch.Generator | None = None) -> Tensor:
-    """x + sigma n + sigma_offset o, with n per pixel and o one draw per image and channel."""
+    """Noise an image: x + sigma n + sigma_offset o, n drawn per pixel and o per image and channel."""
     noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     offset = torch.randn(x.shape[:2], generator=generator, device=x.device, dtype=x.dtype)
     return x + sigma[:, None, None, None] * noise + sigma_offset * offset[:, :, None, None]
@@ -66,7 +67,7 @@ def training_sigmas(
 
 
 def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
-    """The noise levels of a sampler with `steps` network calls: (steps + 1,) float32 from sigma_max down to 0 (EDM eq. 5).
+    """Noise levels of a sampler of `steps` network calls, (steps + 1,) float32 from sigma_max to 0 (EDM eq. 5).
 
     `karras_sigmas(3, 2e-3, 5.0)` is [5.0, 0.283082, 0.002, 0.0], DIAMOND's schedule.
     """
