@@ -1,0 +1,89 @@
+"""What a store holds at one moment: which episodes there are, and where each of them lies."""
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+
+from worldmodels.data.disk import damaged
+from worldmodels.data.segments import LIFE_LOSS, TERMINATED, TRUNCATED
+from worldmodels.types import Episode
+
+_DAMAGE = (ValueError, KeyError, EOFError, BadZipFile, zlib.error)
+
+
+class Catalog(NamedTuple):
+    """Never changed once made, so that threads may share it.
+
+    The arrays are (E,) int64. A sealed episode is `length` rows from `row` onwards of segment number `segment`, and its
+    last frame is number `final` of the segment's; a staged one has segment -1 and is file number `row`. Where there is
+    no last frame `final` is -1.
+    """
+
+    sealed: tuple[Path, ...]
+    staged: tuple[Path, ...]
+    length: np.ndarray
+    segment: np.ndarray
+    row: np.ndarray
+    final: np.ndarray
+
+    def path(self, i: int) -> Path:
+        """The segment or staged file that episode `i` lies in."""
+        segment = self.segment[i]
+        return self.staged[self.row[i]] if segment < 0 else self.sealed[segment]
+
+    def with_staged(self, path: Path, length: int, has_final: bool) -> "Catalog":
+        """One staged episode more."""
+        more = (length, -1, len(self.staged), has_final - 1)
+        arrays = (np.append(a, b) for a, b in zip(self[2:], more, strict=True))
+        return Catalog(self.sealed, (*self.staged, path), *arrays)
+
+
+def look(staging: Path, segments: Path, table_of: Callable[[Path], dict[str, Any]]) -> Catalog:
+    """List the episodes: those of the segments in order (`table_of` gives their tables), then the staged ones."""
+    # staging first: an episode that is sealed meanwhile is then seen twice, never missed
+    staged = sorted(staging.glob("*.npz"))
+    sealed = tuple(sorted(segments.glob("*.zarr")))
+    parts, ids = [np.zeros((4, 0), np.int64)], set[str]()
+    for i, path in enumerate(sealed):
+        table = table_of(path)
+        ids.update(table["ids"])
+        length, final = np.array(table["lengths"]), np.array(table["has_final"], bool)
+        row, final = length.cumsum() - length, np.where(final, final.cumsum() - 1, -1)
+        parts.append(np.stack([length, np.full_like(length, i), row, final]))
+    catalog = Catalog(sealed, (), *np.concatenate(parts, 1))
+    for path in staged:
+        if path.stem in ids:
+            continue
+        try:
+            with np.load(path, allow_pickle=False) as f:
+                catalog = catalog.with_staged(path, len(f["action"]), "final_obs" in f.files)
+        except FileNotFoundError:  # sealed just now
+            return look(staging, segments, table_of)
+        except _DAMAGE as e:
+            raise damaged(path, e) from e
+    return catalog
+
+
+def load_episode(path: Path) -> Episode:
+    """A staged episode.
+
+    Raises:
+        FileNotFoundError: it has been sealed.
+        UserError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as f:
+            final, info = f["final_obs"] if "final_obs" in f.files else None, json.loads(str(f["info"]))
+            return Episode(f["obs"], f["action"], f["reward"], *split_flags(f["flags"]), final, info)
+    except _DAMAGE as e:
+        raise damaged(path, e) from e
+
+
+def split_flags(flags: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`terminated`, `truncated` and `life_loss`, bool, from the bits that are stored."""
+    return flags & TERMINATED > 0, flags & TRUNCATED > 0, flags & LIFE_LOSS > 0

@@ -1,0 +1,110 @@
+"""Files that are whole or absent after a crash, and one sentence for what a disk refuses."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from worldmodels.types import UserError
+
+
+@contextmanager
+def atomic(path: Path, replace: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path`, to write a file or a folder to; it gets its name, durably, when the block ends.
+
+    Raises:
+        FileExistsError: without `replace`, where the file is there already; it stays as it is.
+    """
+    tmp = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    remove(tmp)
+    try:
+        yield tmp
+        for folder, _, files in os.walk(tmp):
+            for name in files:
+                _fsync(os.path.join(folder, name))
+            _fsync(folder)
+        if tmp.is_file():
+            _fsync(tmp)
+        os.replace(tmp, path) if replace else os.link(tmp, path)
+        _fsync(path.parent)
+    finally:
+        remove(tmp)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _fsync(path: str | Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as e:
+        raise damaged(path, e) from e
+
+
+def write_json(path: Path, value: Any, replace: bool = True) -> None:
+    """Write a JSON file; without `replace` one that is there stays."""
+    with atomic(path, replace) as tmp:
+        tmp.write_text(json.dumps(value, indent=1))
+
+
+def lock(path: Path) -> IO[str]:
+    """Become the only writer; the lock goes with the process, however it ends.
+
+    Raises:
+        UserError: another one holds it.
+    """
+    import fcntl  # not on Windows, where stores can still be read
+
+    file = open(path, "a")  # noqa: SIM115 (held as long as the store)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        file.close()
+        raise UserError(f"another process is writing to the store {path.parents[1]}; wait until it is done") from e
+    return file
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into one sentence.
+
+    Raises:
+        UserError: the disk is full, access is denied, or `path` is not a folder.
+    """
+    try:
+        yield
+    except OSError as e:
+        where = e.filename or path
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            mend = "nothing stored is lost: free some space and run the same command again"
+            raise UserError(f"the disk of {path} is full; {mend}") from e
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(f"no permission to use {where}; mend its rights or give another folder") from e
+        if e.errno in (errno.EEXIST, errno.ENOTDIR):
+            raise UserError(f"{where} is a file where a folder is needed; give another folder") from e
+        raise
+
+
+def damaged(path: str | Path, why: object) -> UserError:
+    """What to raise where stored bytes are not what was written."""
+    return UserError(f"the stored file {path} is damaged ({why}); restore it from a copy, or make the store again")

@@ -1,0 +1,66 @@
+"""Side columns: named and versioned arrays beside the rows of a store, segment by segment.
+
+ROOT/side/<name>/<version>/<source>/000123.zarr   `values` (n, ...) and `covered` (n,), uncompressed
+ROOT/side/<name>/<version>/MANIFEST.json          shape of a value, dtype, number of values, covered segments
+ROOT/side/<name>/LATEST                           the version written last
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from worldmodels.data.disk import atomic, read_json, write_json
+from worldmodels.data.segments import plain_file, read_attributes, write_plain
+from worldmodels.types import UserError
+
+
+def write(
+    path: Path, source: str, segments: Sequence[Path], rows: Sequence[int] | np.ndarray, array: np.ndarray
+) -> None:
+    """Write the version `path` of a column; see `Store.write_side`."""
+    from zarr import create_group
+
+    rows, array = np.asarray(rows, np.int64), np.asarray(array)
+    ends = np.cumsum([0] + [sum(read_attributes(s)["lengths"]) for s in segments])
+    if path.exists():
+        raise UserError(f"the side column {path} exists and is never overwritten; give another version")
+    if rows.shape != array.shape[:1] or array.dtype.kind not in "biuf":
+        raise UserError(f"the side column {path} has {rows.shape} rows but {array.dtype} values of shape {array.shape}")
+    if len(rows) and not (rows.min() >= 0 and rows.max() < ends[-1]):
+        raise UserError(
+            f"the side column {path} names rows {rows.min()}..{rows.max()} of {ends[-1]}; seal the store first"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as tmp:
+        for segment, start, end in zip(segments, ends[:-1], ends[1:], strict=True):
+            inside = (rows >= start) & (rows < end)
+            values = np.zeros((end - start, *array.shape[1:]), array.dtype)
+            covered = np.zeros(end - start, np.uint8)
+            values[rows[inside] - start], covered[rows[inside] - start] = array[inside], 1
+            group = create_group(tmp / source / segment.name, zarr_format=3)
+            write_plain(group, "values", values)
+            write_plain(group, "covered", covered)
+        kind = {"shape": array.shape[1:], "dtype": array.dtype.newbyteorder("<").str, "count": len(rows)}
+        write_json(tmp / "MANIFEST.json", kind | {"segments": [s.name for s in segments]})
+    write_json(path.parent / "LATEST", path.name)
+
+
+def read(folder: Path, version: str | None, source: str, segments: Sequence[Path]) -> np.ma.MaskedArray:
+    """Version `version` of the column in `folder` over the rows of `segments`; see `Store.side`."""
+    try:
+        path = folder / (version or read_json(folder / "LATEST"))
+        manifest = read_json(path / "MANIFEST.json")
+    except FileNotFoundError as e:
+        have = sorted(p.parent.name for p in folder.glob("*/MANIFEST.json") if ".tmp" not in p.parent.name)
+        raise UserError(f"there is no side column {folder}/{version or ''}; its versions are: {have or 'none'}") from e
+    parts = [np.ma.masked_all((0, *manifest["shape"]), manifest["dtype"])]
+    for segment in segments:
+        group, n = path / source / segment.name, sum(read_attributes(segment)["lengths"])
+        part = np.ma.masked_all((n, *manifest["shape"]), manifest["dtype"])
+        if segment.name in manifest["segments"]:
+            file = plain_file(group, "values", part.ndim)
+            covered = np.fromfile(plain_file(group, "covered"), np.uint8).astype(bool)
+            part[covered] = np.fromfile(file, manifest["dtype"]).reshape(part.shape)[covered]
+        parts.append(part)
+    return np.ma.concatenate(parts)

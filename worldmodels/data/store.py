@@ -1,0 +1,393 @@
+"""Logged episodes on disk: durable one by one, sealed into immutable Zarr segments, read in batches of windows.
+
+    ROOT/store.json                      format, version, min_reader, uuid
+    ROOT/sources/<source>.json           dataset card
+    ROOT/staging/<source>/<id>.npz       one finished episode = one file = one commit
+    ROOT/segments/<source>/000123.zarr   immutable, about 65,536 frames (segments.py)
+    ROOT/side/<name>/<version>/          further columns, row by row (side.py)
+    ROOT/splits/default.json             train, validation and test by episode, written once
+
+An episode's number never changes: segments in order, then staged episodes in order. Readers take no locks and never
+block the one writer, because nothing that they can see is ever changed.
+"""
+
+import json
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from worldmodels.data import side
+from worldmodels.data.card import Card, check_compatible, check_episode, validate_card
+from worldmodels.data.catalog import Catalog, load_episode, look, split_flags
+from worldmodels.data.disk import atomic, damaged, disk_errors, lock, read_json, remove, write_json
+from worldmodels.data.segments import (
+    COLUMNS,
+    SegmentReader,
+    columns,
+    episode_table,
+    plain_file,
+    read_attributes,
+    write_segment,
+)
+from worldmodels.types import Episode, Segment, UserError
+
+FORMAT, VERSION, MIN_READER = "worldmodels-store", 1, 1
+SEGMENT_FRAMES = 65_536
+_OPEN_SEGMENTS = 32  # four files each; macOS allows a process 256
+T = TypeVar("T")
+_FILL = "fill it with `worldmodels collect game=GAME steps=N store=PATH`"
+
+
+class Store:
+    """Episodes of one source under one dataset card. Make one with `Store.create` or `Store.open`.
+
+    Used as a context manager it seals what is staged when the block ends without an error, and releases its lock.
+    """
+
+    def __init__(self, path: str | Path, write: bool) -> None:
+        self.path = Path(path)
+        self._lock = None
+        with disk_errors(self.path):
+            self.uuid: str = _header(self.path)["uuid"]
+            self.card: Card = _card(self.path)
+            obs, source = self.card["obs"], self.card["source"]
+            self._frame = (obs["height"], obs["width"]) + ((3,) if obs["channels"] == 3 else ())
+            self._staging, self._segments = self.path / "staging" / source, self.path / "segments" / source
+            # what is at a path never changes, so it is read once
+            self._table = lru_cache(None)(read_attributes)
+            self._reader = lru_cache(_OPEN_SEGMENTS)(SegmentReader)
+            self._staged_episode = lru_cache(16)(load_episode)
+            if write:
+                self._lock = lock(self.path / "sources" / f"{source}.lock")
+                self._staging.mkdir(parents=True, exist_ok=True)
+                self._segments.mkdir(parents=True, exist_ok=True)
+                self._recover()
+            self.refresh()
+
+    @classmethod
+    def create(cls, path: str | Path, card: Mapping[str, Any]) -> "Store":
+        """Open the store at `path` for writing, making it first where there is none.
+
+        Raises:
+            UserError: the store's card disagrees with `card`, the folder holds something else, another process is
+                writing, or the disk refuses.
+        """
+        card, root = validate_card(card), Path(path)
+        with disk_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
+            if not (root / "store.json").exists():
+                ours = (".", "store.json.tmp", "metrics.json")  # hidden folders are hydra's
+                foreign = [p.name for p in root.iterdir() if not p.name.startswith(ours) and p.suffix != ".log"]
+                if foreign:
+                    raise UserError(
+                        f"{root} is not a store and holds other things ({foreign[0]}); give an empty folder"
+                    )
+                header = {"format": FORMAT, "version": VERSION, "min_reader": MIN_READER, "uuid": uuid.uuid4().hex}
+                write_json(root / "store.json", header)
+            _header(root)
+            (root / "sources").mkdir(exist_ok=True)
+            if not any((root / "sources").glob("*.json")):
+                write_json(root / "sources" / f"{card['source']}.json", card)
+        have = _card(root)
+        if have["source"] != card["source"]:
+            raise UserError(
+                f"the store {root} is of source {have['source']}, not {card['source']}; give another store="
+            )
+        check_compatible(have, card, "what is to be added to it", mend=f"give another store than {root}")
+        return cls(root, write=True)
+
+    @classmethod
+    def open(cls, path: str | Path, write: bool = False) -> "Store":
+        """Open the store at `path`, for reading unless `write` is set.
+
+        Raises:
+            UserError: there is no store, it is of a newer version, it is empty (when reading), or it cannot be written.
+        """
+        store = cls(path, write)
+        if not write and not len(store.lengths):
+            raise UserError(f"the store {path} holds no episodes; {_FILL}")
+        return store
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None and self._lock:
+                self.seal()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Release the writer's lock. What was appended is safe with or without this."""
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    # Writing
+
+    def append(self, episode: Episode) -> None:
+        """Add one episode; it is on the disk when this returns.
+
+        Raises:
+            UserError: the episode does not fit the card or is malformed, or the disk refuses (nothing stored is lost).
+        """
+        self._must_write()
+        check_episode(self.card, episode, f"episode {len(self.lengths)} of the store {self.path}")
+        path = self._staging / f"{len(self.lengths):09d}.npz"
+        arrays = {"obs": episode.obs, **columns(episode), "info": np.array(json.dumps(dict(episode.info)))}
+        if episode.final_obs is not None:
+            arrays["final_obs"] = episode.final_obs
+        with disk_errors(self.path), atomic(path) as tmp, open(tmp, "wb") as f:
+            np.savez_compressed(f, allow_pickle=False, **arrays)
+        self._catalog = self._catalog.with_staged(path, len(episode), episode.final_obs is not None)
+        if self._catalog.length[self._catalog.segment < 0].sum() >= SEGMENT_FRAMES:
+            self.seal()
+
+    def seal(self) -> None:
+        """Move the staged episodes into one immutable segment.
+
+        Raises:
+            UserError: the disk refuses; the episodes stay staged.
+        """
+        self._must_write()
+        staged = self._catalog.staged
+        if not staged:
+            return
+        rows = int(self._catalog.length[self._catalog.segment < 0].sum())
+        with disk_errors(self.path):
+            number = max((int(p.stem) for p in self._catalog.sealed), default=-1) + 1
+            path, ids = self._segments / f"{number:06d}.zarr", [p.stem for p in staged]
+            write_segment(path, self.card["source"], ids, map(load_episode, staged), rows)
+            for p in staged:
+                p.unlink()
+        self.refresh()
+
+    def _must_write(self) -> None:
+        if not self._lock:
+            raise ValueError("this store was opened for reading; use Store.create or Store.open(path, write=True)")
+
+    def _recover(self) -> None:
+        """Tidy what a killed writer left: half-written files, and staged episodes that a segment already holds."""
+        folders = (self.path, self.path / "sources", self.path / "splits", self._staging, self._segments)
+        for tmp in list(chain(*(folder.glob("*.tmp*") for folder in folders))):
+            remove(tmp)
+        sealed = {i for p in self._segments.glob("*.zarr") for i in self._table(p)["ids"]}
+        for p in list(self._staging.glob("*.npz")):
+            if p.stem in sealed:
+                p.unlink()
+
+    # Reading
+
+    def refresh(self) -> None:
+        """Look again at what the store holds; episodes that were there keep their numbers."""
+        self._catalog: Catalog = look(self._staging, self._segments, self._table)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of transitions of each episode, (E,) int64."""
+        return self._catalog.length
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """First row of each episode among all rows, and last the number of rows, (E+1,) int64."""
+        return np.concatenate([[0], self.lengths.cumsum()])
+
+    def column(self, name: str) -> np.ndarray:
+        """All rows of `action` (uint8), `reward` (float32) or `flags` (uint8, bits as in segments.py), (N,)."""
+
+        def read(catalog: Catalog) -> np.ndarray:
+            parts = [np.fromfile(plain_file(p, name), COLUMNS[name]) for p in catalog.sealed]
+            parts += [columns(self._staged_episode(p))[name] for p in catalog.staged]
+            return np.concatenate([np.empty(0, COLUMNS[name]), *parts])
+
+        return self._steady(read)
+
+    def episode_info(self, i: int) -> dict[str, Any]:
+        """What is known of episode `i`: id, length, return, end (terminal, truncated or open) and its info."""
+
+        def read(catalog: Catalog) -> dict[str, Any]:
+            segment, path = int(catalog.segment[i]), catalog.path(i)
+            if segment < 0:
+                table, k = episode_table([path.stem], [self._staged_episode(path)]), 0
+            else:
+                table, k = self._table(path), i - np.flatnonzero(catalog.segment == segment)[0]
+            names = {"id": "ids", "length": "lengths", "return": "returns", "end": "ends", "info": "infos"}
+            return {name: table[column][k] for name, column in names.items()}
+
+        return self._steady(read)
+
+    def episode(self, i: int) -> Episode:
+        """The whole of episode `i`, as it was appended."""
+
+        def read(catalog: Catalog) -> Episode:
+            obs = np.empty((catalog.length[i], *self._frame), np.uint8)
+            rows = self._read_rows(catalog, i, 0, len(obs), obs)
+            final, info = self._final(catalog, i), self.episode_info(i)["info"]
+            return Episode(obs, rows["action"], rows["reward"], *split_flags(rows["flags"]), final, info)
+
+        return self._steady(read)
+
+    def read(self, starts: np.ndarray | Sequence[Sequence[int]], length: int) -> Segment:
+        """A batch of windows.
+
+        Args:
+            starts: (B, 2) int64, episode and first step of each window; the step may be negative, and the window may
+                run past the end: such rows are zero and masked.
+            length: number of transitions T of each window.
+
+        Returns:
+            A segment with T+1 frames a row. `next_mask` is true at an episode's last row only where the source logged
+            the frame after it, which is then the next row of `obs`. `side` holds `life_loss` (B, T) bool.
+
+        Raises:
+            IndexError: there is no such episode.
+            UserError: the stored bytes do not match their checksum.
+        """
+        starts = np.asarray(starts, np.int64).reshape(-1, 2)
+        return self._steady(lambda catalog: self._read(catalog, starts, length))
+
+    def _steady(self, read: Callable[[Catalog], T]) -> T:
+        try:
+            return read(self._catalog)
+        except FileNotFoundError:  # the writer has sealed a staged episode since we looked
+            self.refresh()
+            return read(self._catalog)
+
+    def _read(self, catalog: Catalog, starts: np.ndarray, length: int) -> Segment:
+        b = len(starts)
+        obs = np.zeros((b, length + 1, *self._frame), np.uint8)
+        action, reward = np.zeros((b, length), np.int64), np.zeros((b, length), np.float32)
+        flags, mask, next_mask = np.zeros((b, length), np.uint8), *np.zeros((2, b, length), bool)
+        for k, (i, start) in enumerate(starts.tolist()):
+            if not 0 <= i < len(catalog.length):
+                raise IndexError(f"episode {i} of a store with {len(catalog.length)} episodes")
+            end = int(catalog.length[i])
+            lo, hi = max(start, 0), min(start + length + 1, end)  # frames that are stored as rows
+            if lo >= hi:
+                continue
+            rows = self._read_rows(catalog, i, lo, hi, obs[k, lo - start : hi - start])
+            a, n = lo - start, min(hi - start, length) - (lo - start)
+            action[k, a : a + n], reward[k, a : a + n] = rows["action"][:n], rows["reward"][:n]
+            flags[k, a : a + n], mask[k, a : a + n] = rows["flags"][:n], True
+            next_mask[k, a : hi - start - 1] = True
+            if hi == end and end - start <= length and (final := self._final(catalog, i)) is not None:
+                obs[k, end - start] = final
+                next_mask[k, end - start - 1] = True
+        frames = torch.from_numpy(obs if obs.ndim == 5 else obs[..., None]).permute(0, 1, 4, 2, 3).contiguous()
+        terminated, truncated, life_loss = split_flags(flags)
+        fields = map(torch.from_numpy, (action, reward, terminated, truncated, mask, next_mask))
+        return Segment(frames, *fields, side={"life_loss": torch.from_numpy(life_loss)})
+
+    def _read_rows(self, catalog: Catalog, i: int, start: int, stop: int, out: np.ndarray) -> dict[str, np.ndarray]:
+        """Steps `start` to `stop` of episode `i`: frames into `out`, scalar columns by name."""
+        path, row = catalog.path(i), int(catalog.row[i])
+        if catalog.segment[i] < 0:
+            episode = self._staged_episode(path)
+            out[:] = episode.obs[start:stop]
+            return {name: values[start:stop] for name, values in columns(episode).items()}
+        reader = self._reader(path)
+        reader.obs.read(row + start, row + stop, out)
+        return {name: reader.column(name, row + start, row + stop) for name in COLUMNS}
+
+    def _final(self, catalog: Catalog, i: int) -> np.ndarray | None:
+        """The frame after the last row of episode `i`, where there is one."""
+        if catalog.segment[i] < 0:
+            return self._staged_episode(catalog.path(i)).final_obs
+        reader, number = self._reader(catalog.path(i)).final_obs, int(catalog.final[i])
+        if reader is None or number < 0:
+            return None
+        out = np.empty((1, *self._frame), np.uint8)
+        reader.read(number, number + 1, out)
+        return out[0]
+
+    # Splits and side columns
+
+    @property
+    def splits(self) -> dict[str, np.ndarray]:
+        """Episode numbers of `train`, `validation` and `test`, int64, sorted; about 80, 10 and 10 % of the episodes.
+
+        Drawn when first asked for, from the card's seed, and kept: episodes added later belong to `train`. With two
+        episodes there is no `test`, with one no `validation` either.
+        """
+        path, count = self.path / "splits" / "default.json", len(self.lengths)
+        if count and not path.exists():
+            drawn = _draw_splits(count, self.card["seed"] or 0)
+            try:
+                path.parent.mkdir(exist_ok=True)
+                write_json(path, {k: v.tolist() for k, v in drawn.items()}, replace=False)
+            except FileExistsError:  # another process was faster
+                pass
+            except OSError:  # a read-only store: the same draw comes out every time
+                return drawn
+        kept = read_json(path) if count else {}
+        # below count: it may have been drawn when there were more episodes than this reader has seen
+        held_out = {k: np.array([i for i in kept.get(k, []) if i < count], np.int64) for k in ("validation", "test")}
+        train = np.setdiff1d(np.arange(count), np.concatenate([*held_out.values()]))
+        return {"train": train, **held_out}
+
+    def write_side(self, name: str, version: str, rows: Sequence[int] | np.ndarray, array: np.ndarray) -> None:
+        """Keep a further column beside the frames, under a name and a version that is never overwritten.
+
+        Args:
+            name: such as `value`.
+            version: such as the hash of the model that made it.
+            rows: (R,) int64, numbers of the rows (`offsets`) that the values belong to; they must be sealed.
+            array: (R, ...) of any plain dtype.
+
+        Raises:
+            UserError: this version exists, a row does not, the shapes disagree, or the disk refuses.
+        """
+        with disk_errors(self.path):
+            side.write(self.path / "side" / name / version, self.card["source"], self._catalog.sealed, rows, array)
+
+    def side(self, name: str, version: str | None = None) -> np.ma.MaskedArray:
+        """A further column over all rows, (N, ...), masked where it has no value; the newest version by default.
+
+        Raises:
+            UserError: there is no such column or version.
+        """
+        values = side.read(self.path / "side" / name, version, self.card["source"], self._catalog.sealed)
+        missing = int(self.offsets[-1]) - len(values)  # rows that are still staged
+        return np.ma.concatenate([values, np.ma.masked_all((missing, *values.shape[1:]), values.dtype)])
+
+
+def _header(root: Path) -> dict[str, Any]:
+    try:
+        header = read_json(root / "store.json")
+    except (FileNotFoundError, NotADirectoryError) as e:
+        if root.is_file() or (root.is_dir() and any(root.iterdir())):
+            raise UserError(f"{root} is not a store: it has no store.json; give the folder of a store") from e
+        raise UserError(f"there is no store at {root}; {_FILL.replace('fill', 'make')}") from e
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise UserError(f"{root} is not a store: its store.json is of another program; give the folder of a store")
+    if not {"version", "min_reader", "uuid"} <= header.keys():
+        raise damaged(root / "store.json", "a field is missing")
+    if header["min_reader"] > VERSION:
+        raise UserError(
+            f"the store {root} was written by a newer version of worldmodels (its format is {header['version']}, this "
+            f"version reads up to {VERSION}); update worldmodels to use it"
+        )
+    return header
+
+
+def _card(root: Path) -> Card:
+    cards = sorted((root / "sources").glob("*.json"))
+    if not cards:  # killed between making the store and its first episode
+        raise UserError(f"the store {root} holds no episodes; {_FILL}")
+    return validate_card(read_json(cards[0]), f"the dataset card {cards[0]}")
+
+
+def _draw_splits(count: int, seed: int) -> dict[str, np.ndarray]:
+    order = np.random.Generator(np.random.Philox(key=seed % 2**64)).permutation(count)
+    share = max(1, round(0.1 * count))
+    validation, test = (share if count > 1 else 0), (share if count > 2 else 0)
+    held_out, train = np.split(order, [validation + test])
+    parts = {"train": train, "validation": held_out[:validation], "test": held_out[validation:]}
+    return {k: np.sort(v).astype(np.int64) for k, v in parts.items()}
