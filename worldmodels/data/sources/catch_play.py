@@ -1,0 +1,72 @@
+"""Episodes of the toy game Catch, played at random with a share of good play."""
+
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+
+from worldmodels.data.card import Card, make_card
+from worldmodels.envs.catch import MOVES, CatchEnv
+from worldmodels.types import Episode
+
+
+def catch_card(seed: int, skill: float = 0.0, cells: int = 5, size: int = 20) -> Card:
+    """The dataset card of what `catch_play` yields for the same settings."""
+    obs = {"height": size, "width": size, "channels": 3, "resize": "none", "max_pool": False}
+    return make_card(
+        "catch_play",
+        "catch",
+        obs,
+        action_set=sorted(MOVES),
+        frame_skip=1,
+        time_limit=cells - 1,
+        policy={"type": "mixture", "best": skill, "random": 1 - skill},
+        seed=seed,
+        licence="MIT",
+    )
+
+
+def catch_play(
+    steps: int, seed: int, start_episode: int = 0, skill: float = 0.0, cells: int = 5, size: int = 20
+) -> Iterator[Episode]:
+    """Play episodes of Catch until they hold at least `steps` steps together; episode k is a function of (seed, k).
+
+    Args:
+        steps: least number of steps.
+        seed: decides all randomness together with the number of the episode.
+        start_episode: number of the first episode, for going on with a collection.
+        skill: share of steps that take the best action; the others are random.
+        cells: rows and columns of the grid.
+        size: height and width of the frames in pixels.
+
+    Raises:
+        UserError: `size` is no multiple of `cells`.
+    """
+    env, actions = CatchEnv(cells, size), sorted(MOVES)
+    for number in count(start_episode):
+        if steps <= 0:
+            return
+        # The number is not in word 0 of the counter, which numpy increments.
+        rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, number, 0, 0]))
+        frames, taken, rewards, terminated = [env.reset(int(rng.integers(2**31)))], [], [], False
+        while not terminated:
+            best = rng.random() < skill
+            taken.append(env.best_action() if best else actions[rng.integers(len(actions))])
+            frame, reward, terminated = env.step(taken[-1])
+            frames.append(frame)
+            rewards.append(reward)
+        none = np.zeros(len(taken), bool)
+        last = none.copy()
+        last[-1] = True
+        steps -= len(taken)
+        info = {"episode": number, "seed": seed, "return": sum(rewards)}
+        yield Episode(
+            np.stack(frames[:-1]),
+            np.array(taken, np.uint8),
+            np.array(rewards, np.float32),
+            last,
+            none,
+            none.copy(),
+            frames[-1],
+            info,
+        )
