@@ -1,0 +1,165 @@
+"""Figures on toy worlds whose right values are known by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.test_objects import pong_frame
+from worldmodels.data.card import make_card
+from worldmodels.data.store import Store
+from worldmodels.evaluation.quality import changed_pixels, reward_quality, rollout_quality, summary, window_starts
+from worldmodels.types import Episode, Step, UserError
+
+RIGHT, LEFT = 3, 4
+DARK, BRIGHT = 40, 236
+
+
+def column(x: int) -> np.ndarray:
+    frame = np.full((8, 8, 3), DARK, np.uint8)
+    frame[2:5, x] = BRIGHT
+    return frame
+
+
+def walk(number: int, length: int = 80) -> Episode:
+    """A bright column that steps around an 8x8 ring; +1 for passing the edge to the right, -1 to the left."""
+    rng = np.random.default_rng(number)
+    action = rng.choice([RIGHT, LEFT], length, p=[0.7, 0.3])
+    place = np.cumsum([rng.integers(8), *np.where(action == RIGHT, 1, -1)])
+    reward = np.diff(place // 8).astype(np.float32)
+    no, frames = np.zeros(length, bool), np.stack([column(x) for x in place % 8])
+    return Episode(frames[:-1], action.astype(np.uint8), reward, no, no, no, frames[-1])
+
+
+def make_store(path, episodes, game="catch", side=8):
+    card = make_card("toy", game, {"height": side, "width": side, "channels": 3}, seed=0)
+    with Store.create(path, card) as store:
+        for e in episodes:
+            store.append(e)
+    return Store.open(path)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return make_store(tmp_path / "walks", [walk(i) for i in range(30)])
+
+
+class Still:
+    """Imagines that nothing moves and that every reward is `reward`."""
+
+    def __init__(self, reward: float = 0.0) -> None:
+        self.reward = reward
+
+    def start(self, context):
+        return {"frame": context.obs[:, -1]}
+
+    def give(self, frame, reward):
+        no = torch.zeros(len(frame), dtype=torch.bool)
+        return {"frame": frame}, Step(frame, reward, no, reward, no.float(), no)
+
+    def step(self, state, action, generator=None):
+        return self.give(state["frame"], torch.full((len(action),), self.reward))
+
+
+class Walker(Still):
+    """Knows the rules of `walk`."""
+
+    def step(self, state, action, generator=None):
+        old = state["frame"][:, 0, 2].argmax(-1)
+        new = old + torch.where(action == RIGHT, 1, -1)
+        frame = torch.stack([torch.from_numpy(column(int(x))).permute(2, 0, 1) for x in new % 8])
+        return self.give(frame, (new // 8).float())
+
+
+def quality(model, store, **kw):
+    return rollout_quality(model, store, **{"windows": 40, "progress": False} | kw)
+
+
+def test_changed_means_by_more_than_8_levels_in_any_channel():
+    last = torch.full((1, 3, 1, 3), 100, dtype=torch.uint8)
+    true = last[:, None].clone()
+    true[0, 0, 1, 0, 1], true[0, 0, 2, 0, 2] = 108, 91
+    assert changed_pixels(true, last).flatten().tolist() == [False, False, True]
+
+
+def test_a_perfect_model(store):
+    figures = quality(Walker(), store)
+    assert figures["psnr_db"] == [100.0] * 5  # the cap
+    assert figures["psnr_changed_db"] == [100.0] * 5
+    assert min(figures["psnr_gain_db"]) > 70 and min(figures["psnr_gain_changed_db"]) > 70
+    assert figures["reward_macro_f1"] == 1.0
+    assert (figures["windows"], figures["episodes"]) == (40, 3)
+
+
+def test_the_values_are_those_computed_by_hand(store):
+    figures = quality(Still(), store, horizons=[1])
+    one = -20 * math.log10((BRIGHT - DARK) / 255)
+    static = figures["psnr_changed_static_db"]
+    assert figures["changed_share"] == [round(6 / 64, 4)]  # three pixels where the column was, three where it is
+    assert static["1.0"][0] == pytest.approx(one, abs=1e-3)  # copying errs on all of them,
+    assert static["0.0"][0] == pytest.approx(one + 10 * math.log10(2), abs=1e-3)  # an empty frame on half,
+    assert static["0.5"][0] == pytest.approx(one - 10 * math.log10((0.25 + 1) / 2), abs=1e-3)
+    assert figures["psnr_changed_db"] == static["1.0"] and figures["psnr_gain_db"] == [0.0]
+    assert figures["psnr_gain_changed_db"][0] == pytest.approx(-10 * math.log10(2), abs=1e-3)
+    everywhere = one + 10 * math.log10(64 / 6)
+    assert figures["psnr_static_db"]["1.0"][0] == pytest.approx(everywhere, abs=1e-3)
+
+
+def test_the_interval_holds_the_value(store):
+    figures = quality(Still(), store, horizons=[2, 4])
+    for value, (low, high) in zip(
+        figures["psnr_gain_changed_db"], figures["psnr_gain_changed_interval_db"], strict=True
+    ):
+        assert low <= value <= high and high - low < 6
+    one_episode = quality(Still(), store, horizons=[2], split="validation", windows=1)
+    assert one_episode["psnr_gain_changed_interval_db"][0] == one_episode["psnr_gain_changed_db"] * 2
+
+
+def test_what_never_changed_has_no_number_and_is_valid_json(tmp_path):
+    rest = np.stack([column(3)] * 60)
+    no = np.zeros(60, bool)
+    still = Episode(rest, np.full(60, 0, np.uint8), np.zeros(60, np.float32), no, no, no)
+    figures = quality(Still(), make_store(tmp_path / "s", [still] * 4), horizons=[1])
+    assert figures["psnr_changed_db"] == figures["psnr_gain_changed_db"] == [None]
+    assert figures["reward_macro_f1"] is None and figures["reward_f1_events"] == 0
+    assert any("none" in line for line in summary(figures))
+
+
+def test_rewards_that_are_always_expected(store):
+    reward = np.concatenate([walk(int(e)).reward[8:] for e in store.splits["test"]])
+    share = (reward == 1).mean()
+    for zero_rows in (10_000, 25):  # all rows, or a sample of those without reward, weighed up again
+        figures = reward_quality(Still(1.0), store, zero_rows=zero_rows, progress=False)
+        up, down = figures["reward_by_class"]["+1"], figures["reward_by_class"]["-1"]
+        assert up["recall"] == 1.0 and up["precision"] == pytest.approx(share)
+        assert up["f1"] == pytest.approx(2 * share / (1 + share))
+        assert (down["recall"], down["precision"], down["f1"]) == (0.0, 0.0, 0.0)
+        assert figures["reward_macro_f1"] == pytest.approx(up["f1"] / 2)
+        assert figures["reward_f1_events"] == int((reward != 0).sum()) == up["events"] + down["events"]
+
+
+def test_windows_are_even_and_hold_no_padding(store):
+    starts = window_starts(store, "test", 24, 50)
+    assert len(starts) == 50 and set(starts[:, 0]) == set(store.splits["test"])
+    assert store.read(starts, 24).next_mask.all()
+    assert len(np.unique(starts, axis=0)) == 50
+    with pytest.raises(UserError, match="no episode of more than 80 steps"):
+        window_starts(store, "test", 80, 50)
+
+
+def test_objects_are_hit_where_they_really_are(tmp_path):
+    def moving(t: int) -> np.ndarray:
+        """Ball and paddle of a Pong frame, rolled down by a pixel a step within the field."""
+        frame = pong_frame()[0].permute(1, 2, 0).numpy().copy()
+        frame[12:58] = np.roll(frame[12:58], t - 10, axis=0)
+        return frame
+
+    frames, no = np.stack([moving(t) for t in range(30)]), np.zeros(29, bool)
+    game = Episode(frames[:-1], np.zeros(29, np.uint8), np.zeros(29, np.float32), no, no, no, frames[-1])
+    figures = quality(Still(), make_store(tmp_path / "s", [game] * 3, "pong", 64), horizons=[1, 2, 4, 8], reward_rows=0)
+    assert figures["paddle_hit_rate"] == figures["paddle_hit_rate_copy_last"] == [1.0, 1.0, 0.0, 0.0]  # within 3 pixels
+    assert figures["ball_hit_rate"] == [1.0, 1.0, 1.0, 0.0]  # within 4
+    assert figures["paddle_hit_rate_8"] == figures["ball_hit_rate_8"] == 0.0
+    assert figures["ball_shown"] == [figures["windows"]] * 4
+    assert "reward_macro_f1" not in figures

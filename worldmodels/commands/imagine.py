@@ -1,0 +1,56 @@
+"""Dream open-loop rollouts with logged and random actions: films, strips, arrays, and a store to train on."""
+
+import time
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from worldmodels.commands._results import finished, load_model, settings_of, write_metrics
+from worldmodels.config import command
+
+
+@command("imagine")
+def main(cfg: DictConfig) -> None:
+    """Write logged.* and random.* (mp4, gif, npz, a strip each), store/ and metrics.json to `cfg.out`."""
+    import numpy as np
+    import torch
+
+    from worldmodels.data.store import Store
+    from worldmodels.evaluation.dreams import dream, write_files, write_store
+    from worldmodels.evaluation.quality import window_starts
+    from worldmodels.imagination import LoggedActions, RandomPolicy
+
+    began, out = time.monotonic(), Path(cfg.out).absolute()
+    store = Store.open(cfg.store)
+    settings = settings_of(cfg, store)
+    if finished(out, settings):
+        return
+    model, device = load_model(cfg, store)
+    starts = window_starts(store, cfg.split, cfg.burn_in + cfg.horizon, cfg.rollouts)
+    windows = store.read(starts, cfg.burn_in + cfg.horizon)
+    out.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator(device).manual_seed(cfg.seed)
+    seen = np.unique(store.column("action")).tolist()  # the model knows no others
+    policies = {
+        "logged": lambda batch: LoggedActions(batch.action[:, cfg.burn_in :]),
+        "random": lambda batch: RandomPolicy(seen),
+    }
+    dreams = {
+        name: dream(model, policy, windows, cfg.burn_in, generator, cfg.batch_size, f"{name} actions")
+        for name, policy in policies.items()
+    }
+    real = windows.steps(cfg.burn_in, windows.length)
+    write_files(out, "logged", dreams["logged"], real, starts, cfg.shown)
+    write_files(out, "random", dreams["random"], None, starts, cfg.shown)
+    write_store(out / "store", dreams, store, starts, settings["checkpoint_sha256"])
+    figures = {"rollouts": len(starts), "steps": cfg.horizon, "frames": 2 * len(starts) * cfg.horizon}
+    for name, d in dreams.items():
+        figures[f"{name}_rewards"] = int((d["reward"] * d["mask"]).count_nonzero())
+        figures[f"{name}_terminations"] = int((d["terminated"] & d["mask"]).sum())
+    print(", ".join(f"{value} {key.replace('_', ' ')}" for key, value in figures.items()))
+    write_metrics(out, {**figures, "seconds": round(time.monotonic() - began, 1), "settings": settings})
+    print(out)
+
+
+if __name__ == "__main__":
+    main()
