@@ -18,6 +18,7 @@ from worldmodels.nn.unet import Encoder, UNet, conv3x3, groups
 from worldmodels.ops.edm import add_noise, karras_sigmas, preconditioners, sample, training_sigmas
 from worldmodels.types import Metrics, Segment, State, Step, UserError
 
+CROP_GRID = 8  # pixels; crops begin on this grid, so that a pixel meets the same phase of patches and strides as in a frame
 FRAME_STD = 0.5  # standard deviation by which frames are divided where they enter a network (DIAMOND's sigma_data)
 
 
@@ -116,6 +117,8 @@ class Denoiser(nn.Module):
         changed_weight: float = 1.0,
         rollout: int = 1,
         rounding: bool = False,
+        crop: int = 0,
+        crop_share: float = 0.0,
     ) -> None:
         super().__init__()
         if centre not in ("none", "last"):
@@ -125,6 +128,7 @@ class Denoiser(nn.Module):
         self.sigma_data, self.sigma_offset = sigma_data, sigma_offset
         self.noise = noise or {"loc": -0.4, "scale": 1.2, "sigma_min": 2e-3, "sigma_max": 20.0}
         self.centre, self.changed_weight, self.rollout, self.rounding = centre, changed_weight, rollout, rounding
+        self.crop, self.crop_share = crop, crop_share
 
     def centre_of(self, context: Tensor) -> Tensor | float:
         """What is subtracted from the frame before it is denoised, for context (B, L, C, H, W)."""
@@ -168,7 +172,10 @@ class Denoiser(nn.Module):
         Returns:
             The scalar loss, and (B, T+1, C, H, W) float frames in which targets are replaced by the model's own output.
         """
-        frames = list(to_float(segment.obs).unbind(1))
+        obs = segment.obs
+        if self.crop and torch.rand((), generator=generator, device=obs.device) < self.crop_share:
+            obs = self._crop(obs, generator)
+        frames = list(to_float(obs).unbind(1))
         losses = []
         for t in range(self.context, self.context + 1 + self.rollout):
             context, target = torch.stack(frames[t - self.context : t], dim=1), frames[t]
@@ -186,6 +193,21 @@ class Denoiser(nn.Module):
             losses.append((error.mean((1, 2, 3)) * real).sum() / real.sum().clamp(min=1))
             frames[t] = self.quantize(denoised.detach())
         return torch.stack(losses).mean(), torch.stack(frames, dim=1)
+
+
+    def _crop(self, obs: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Square windows (B, T+1, C, crop, crop) of `obs`, each around a pixel that changes into the first target."""
+        height, width = obs.shape[-2:]
+        moved = (obs[:, self.context].int() - obs[:, self.context - 1].int()).abs().amax(1) > 8  # (B, H, W)
+        # a little everywhere, so that there is something to draw where nothing moves
+        place = (moved.flatten(1) + 1e-4).multinomial(1, generator=generator)
+        centre = torch.cat([place // width, place % width], dim=1)
+        shift = torch.randint(-1, 2, centre.shape, generator=generator, device=obs.device) * CROP_GRID
+        corner = ((centre - self.crop // 2) / CROP_GRID).round().long() * CROP_GRID + shift
+        top = corner[:, :1].clamp(0, height - self.crop) + torch.arange(self.crop, device=obs.device)
+        left = corner[:, 1:].clamp(0, width - self.crop) + torch.arange(self.crop, device=obs.device)
+        rows = torch.arange(len(obs), device=obs.device)[:, None, None]
+        return obs.permute(0, 3, 4, 1, 2)[rows, top[:, :, None], left[:, None]].permute(0, 3, 4, 1, 2)
 
 
 class RewardModel(nn.Module):
@@ -364,7 +386,7 @@ class DiffusionWorldModel(nn.Module):
         denoising, seen = self.denoiser.loss(tail, generator)
         frames = to_float(segment.obs)
         next_frames = frames[:, 1:]
-        if self.own_frames:
+        if self.own_frames and seen.shape[2:] == frames.shape[2:]:
             own = torch.rand(len(frames), generator=generator, device=frames.device) < self.own_frames
             seen = torch.cat([frames[:, : -seen.shape[1]], seen], dim=1)
             next_frames = torch.where(own[:, None, None, None, None], seen[:, 1:], next_frames)

@@ -1,0 +1,43 @@
+"""Every experiment composes, trains, and leaves a checkpoint that describes itself and loads with weights_only=True."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from tests.conftest import QUICK, ROOT, write_catch
+from worldmodels.config import load_learner, plain, sized
+from worldmodels.data.store import Store
+from worldmodels.learners.fit import fit
+from worldmodels.learners.world_model import WorldModelLearner
+
+EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml"))
+SMALL = ["data.batch_size=1", "data.validation.windows=1", "trainer.max_steps=2", "learner.horizons=[1]"]
+
+
+@pytest.fixture(scope="module")
+def large_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Catch in frames of 64x64."""
+    return write_catch(tmp_path_factory.mktemp("stores") / "large", cells=16, size=64)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment(name: str, tmp_path: Path, catch_store: Path, large_store: Path) -> None:
+    store = catch_store if name == "catch" else large_store
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        length = 4 if name == "catch" else 6
+        places = [f"experiment={name}", f"store={store}", f"out={tmp_path}", f"data.validation.length={length}"]
+        settings = plain(compose("train", [*places, *QUICK, *SMALL]))
+    settings["model"] = sized(settings["model"])
+    figures = fit(settings, tmp_path)
+    assert figures["steps"] == 2
+    for file in ("best.ckpt", "last.ckpt"):
+        stored = torch.load(tmp_path / file, weights_only=True)
+        learner = WorldModelLearner.load_from_checkpoint(tmp_path / file)
+        assert learner.hparams["model"] == settings["model"]
+        assert learner.hparams["card"] == Store.open(store).card
+        same = load_learner(tmp_path / file).state_dict()
+        assert all(torch.equal(v, learner.state_dict()[k].cpu()) for k, v in same.items())
+        assert all(torch.equal(v, stored["state_dict"][k]) for k, v in same.items())
+    assert learner.model.components().keys() == {"denoiser", "reward_model"}

@@ -1,0 +1,121 @@
+"""Optimiser groups, clipping, schedules, averaging and atomic files."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import ROOT
+from worldmodels.callbacks import EMA, AtomicCheckpointIO
+from worldmodels.config import build, sized
+from worldmodels.hardware import accelerator, precision
+from worldmodels.learners.world_model import WorldModelLearner
+from worldmodels.types import UserError
+
+
+@pytest.fixture
+def model() -> dict[str, Any]:
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        return sized(compose("train", ["experiment=catch"]).model)
+
+
+def test_groups_cover_every_weight_once_and_spare_biases_norms_and_embeddings(model: dict[str, Any]) -> None:
+    learner = WorldModelLearner(model, weight_decay=0.5)
+    groups = learner.configure_optimizers()["optimizer"].param_groups
+    names = {id(p): n for n, p in learner.model.named_parameters()}
+    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(names)
+    free = [names[id(p)] for g in groups for p in g["params"] if g["weight_decay"] == 0]
+    assert any("action_embedding" in n for n in free)
+    assert all("embedding" in n or "norm" in n or "bias" in n for n in free)
+    assert all(p.ndim >= 2 for g in groups for p in g["params"] if g["weight_decay"] == 0.5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ("constant", {0: 0.1, 9: 1.0, 50: 1.0, 100: 1.0}),
+        ("linear", {0: 0.1, 50: 0.5, 100: 0.0}),
+        ("cosine", {50: 0.5, 75: 0.5 * (1 - math.cos(math.pi / 4)), 100: 0.0}),
+    ],
+)
+def test_schedules(model: dict[str, Any], schedule: str, factors: dict[int, float]) -> None:
+    learner = WorldModelLearner(model, schedule=schedule, warmup=10, max_steps=100)
+    for step, factor in factors.items():
+        assert learner._lr_factor(step) == pytest.approx(factor)
+    with pytest.raises(UserError, match="constant, cosine, linear"):
+        WorldModelLearner(model, schedule="step")
+
+
+def test_each_component_has_its_own_clip(model: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = WorldModelLearner(model, clip={"denoiser": 1.0, "reward_model": 100.0})
+    monkeypatch.setattr(learner, "log", lambda *_: None)
+    for p in learner.parameters():
+        p.grad = torch.full_like(p, 10.0)
+    learner.configure_gradient_clipping(None)
+    for name, norm in (("denoiser", 1.0), ("reward_model", 100.0)):
+        grads = [p.grad.norm() for p in learner.model.components()[name].parameters()]
+        assert torch.stack(grads).norm().item() == pytest.approx(norm, rel=1e-3)
+    with pytest.raises(UserError, match="clip names .'nothing'."):
+        WorldModelLearner(model, clip={"nothing": 1.0})
+
+
+class _Net(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(1, 1, bias=False)
+
+
+def test_average_warms_up_and_an_interrupted_validation_is_undone() -> None:
+    net, ema = _Net(), EMA(decay=0.9)
+    ema.setup(L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu"), net, "fit")
+    average: Any = ema._average_model
+    values = [1.0, 2.0, 3.0]
+    expected = values[0]
+    for n, value in enumerate(values):
+        net.net.weight.data.fill_(value)
+        average.update_parameters(net)
+        if n:
+            decay = min(0.9, (1 + n) / (10 + n))
+            expected = decay * expected + (1 - decay) * value
+    assert average.module.net.weight.item() == pytest.approx(expected)
+    ema.on_validation_epoch_start(None, net)  # pyrefly: ignore
+    assert net.net.weight.item() == pytest.approx(expected)
+    ema.on_exception(None, net, KeyboardInterrupt())  # pyrefly: ignore
+    assert net.net.weight.item() == 3.0
+    ema.on_exception(None, net, KeyboardInterrupt())  # pyrefly: ignore
+    assert net.net.weight.item() == 3.0
+
+
+def test_a_failed_write_spares_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
+    io.save_checkpoint({"n": 1}, path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        io.save_checkpoint({"n": 2}, path)
+    assert torch.load(path, weights_only=True) == {"n": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_hardware_settings() -> None:
+    assert accelerator("auto") in ("cpu", "cuda", "mps")
+    assert precision("auto", "cpu") in ("bf16-mixed", "32-true")
+    with pytest.raises(UserError, match="precision 'fp8' is unknown; choose one of auto"):
+        precision("fp8")
+    with pytest.raises(UserError, match="accelerator 'tpu' is unknown"):
+        accelerator("tpu")
+
+
+def test_models_are_built_from_settings_alone(model: dict[str, Any]) -> None:
+    a, b = WorldModelLearner(model).model, build(model)
+    b.load_state_dict(a.state_dict())
+    assert set(a.components()) == {"denoiser", "reward_model"}

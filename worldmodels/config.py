@@ -1,0 +1,223 @@
+"""Where settings come from, how an object is built from them, and how a mistake in them is told."""
+
+import difflib
+import errno
+import functools
+import importlib
+import os
+import pickle
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from worldmodels.types import UserError
+
+TRUSTED = ("worldmodels.", "torch.optim.", "torch.nn.", "diffusers.", "lightning.pytorch.")
+"""Prefixes of `_target_` that may be built: a yaml or a checkpoint from a stranger must not run code."""
+
+
+def conf_dir() -> Path:
+    """The folder of settings: inside the package when installed from a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return next(path for path in (package / "conf", package.parent / "conf") if path.is_dir())
+
+
+def plain(cfg: Any) -> Any:
+    """Resolved plain dicts, lists and numbers, the only thing that learners take and checkpoints hold."""
+    return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
+
+
+def build(cfg: Mapping[str, Any], **extra: Any) -> Any:
+    """Call `cfg["_target_"]` with the other keys and `extra` as arguments; nested dicts are passed as they are.
+
+    Raises:
+        UserError: the target is not trusted, does not exist, or does not take these arguments.
+    """
+    arguments = {**plain(cfg), **extra}
+    target = arguments.pop("_target_", None)
+    if not isinstance(target, str):
+        raise UserError(f"these settings name no _target_ to build: {sorted(arguments)}")
+    module, _, name = target.rpartition(".")
+    factory = None
+    if target.startswith(TRUSTED):
+        try:
+            factory = getattr(importlib.import_module(module), name)
+        except ModuleNotFoundError as error:
+            if not f"{module}.".startswith(f"{error.name}."):
+                raise
+            raise UserError(f"_target_ '{target}' does not exist: there is no module {error.name}") from error
+        except AttributeError as error:
+            raise UserError(f"_target_ '{target}' does not exist: {error}") from error
+    # An imported name (worldmodels.hardware.os) must not open a door to its own module: ask where it was defined.
+    if not callable(factory) or not f"{getattr(factory, '__module__', '')}.".startswith(TRUSTED):
+        raise UserError(
+            f"_target_ '{target}' is not trusted; allowed are classes and functions of {', '.join(TRUSTED)}"
+        )
+    try:
+        return factory(**arguments)
+    except TypeError as error:
+        if re.search(rf"\b{name}\.__init__\(\)|^{name}\(\)", str(error)):
+            raise UserError(f"wrong settings for {target}: {error}") from error
+        raise
+
+
+def sized(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a model with `sizes[size]` merged in, and `size` and `sizes` gone."""
+    cfg = dict(plain(cfg))
+    sizes, size = cfg.pop("sizes", {}), cfg.pop("size", None)
+    if size is None:
+        return cfg
+    if size not in sizes:
+        raise UserError(f"model.size={size} is unknown; choose one of {', '.join(sizes)}")
+    return plain(OmegaConf.merge(cfg, sizes[size]))
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Tensors and plain data of a Lightning checkpoint, on the CPU.
+
+    Raises:
+        UserError: the file is missing, truncated, or holds anything but tensors and plain data.
+    """
+    import torch
+
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}; make one with `worldmodels train experiment=... out=...`")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors and plain data, so it is not loaded; "
+            "only checkpoints written by this program are accepted"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(
+            f"the checkpoint {path} is truncated or damaged; use another one of its folder, or train again"
+        ) from error
+    if not isinstance(checkpoint, dict) or "model" not in checkpoint.get("hyper_parameters", {}):
+        raise UserError(f"{path} is no checkpoint of this program; give the path of a best.ckpt or last.ckpt")
+    return checkpoint
+
+
+def load_learner(checkpoint: str | Path) -> Any:
+    """The learner of a checkpoint with its averaged weights, in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: as `read_checkpoint`, or the weights do not belong to the settings beside them.
+    """
+    from worldmodels.learners.world_model import WorldModelLearner
+
+    stored = read_checkpoint(checkpoint)
+    learner = WorldModelLearner(**stored["hyper_parameters"])
+    try:
+        learner.load_state_dict(stored["state_dict"])
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"the weights in {checkpoint} do not fit the model it describes; train again") from error
+    return learner.eval().requires_grad_(False)
+
+
+def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Decorator of a command's `main(cfg)`: reads the command line by Hydra and ends with a sentence, not a traceback.
+
+    Exit codes: 0 done, 2 the user's mistake, 130 interrupted, 1 a defect of ours (with the traceback).
+    """
+
+    def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        @functools.wraps(main)
+        def task(cfg: DictConfig) -> None:
+            with sentences(config_name):  # in here already: Hydra prints a line of its own about what passes it
+                main(cfg)
+
+        run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)
+
+        @functools.wraps(main)
+        def guarded() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands every exception on, and prints none
+            with sentences(config_name):
+                run()
+
+        return guarded
+
+    return decorate
+
+
+@contextmanager
+def sentences(config_name: str) -> Iterator[None]:
+    """Turn a user's mistake into one line on stderr and exit code 2, and Ctrl-C into 130."""
+    try:
+        yield
+    except UserError as error:
+        _fail(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(_explain(error, config_name))
+    except PermissionError as error:
+        _fail(f"no permission to write {error.filename}; choose another folder with out=DIR or store=DIR")
+    except BrokenPipeError:  # the reader of `worldmodels ... | head` has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise
+        _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space, or choose another folder")
+    except KeyboardInterrupt:
+        print("worldmodels: interrupted; the same command goes on from what is saved", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(sentence: str) -> None:
+    print("worldmodels: " + " ".join(sentence.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def _explain(error: Exception, config_name: str) -> str:
+    text = str(error)
+    if found := re.search(r"Could not override '\+*([^']+)'|Could not delete from config\. '([^']+)'", text):
+        key = found.group(1) or found.group(2)
+        near = difflib.get_close_matches(key, valid_overrides(config_name), n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"`worldmodels {config_name} --help` lists them"
+        return f"unknown setting '{key}'; {hint}"
+    if found := re.search(
+        r"Could not find '([^']+)/([^'/]+)'.*Available options in '[^']*':\s*(.*?)(\n\S|$)", text, re.S
+    ):
+        group, wrong, choices = found.group(1), found.group(2), found.group(3).split()
+        near = difflib.get_close_matches(wrong, choices, n=1)
+        hint = f"did you mean '{near[0]}'? There are" if near else "there are"
+        return f"unknown {group} '{wrong}'; {hint}: {', '.join(choices)}"
+    if found := re.search(r"[Mm]issing mandatory value: (\S+)", text):
+        return f"the setting '{found.group(1)}' is missing; give it as {found.group(1)}=..."
+    if found := re.search(r"[Ee]rror parsing override '(.*?)'\n", text):
+        return f"cannot read '{found.group(1)}'; settings are written key=value, e.g. out=runs/first"
+    return text
+
+
+def valid_overrides(config_name: str) -> list[str]:
+    """Every dotted setting and every group of a command, with the groups that were chosen on the command line."""
+    GlobalHydra.instance().clear()
+    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
+    chosen = [argument for argument in sys.argv[1:] if argument.partition("=")[0] in groups]
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        try:
+            cfg = hydra.compose(config_name, chosen)
+        except HydraException:
+            cfg = hydra.compose(config_name)
+    return [*sorted(groups), *dotted(cfg)]
+
+
+def dotted(cfg: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `{"model.size": value}`, with the groups themselves as well; nothing is resolved."""
+    nested: Any = OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else cfg
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat[f"{prefix}{key}"] = value
+        if isinstance(value, Mapping):
+            flat |= dotted(value, f"{prefix}{key}.")
+    return flat

@@ -1,0 +1,248 @@
+"""One training run in one folder: begun, resumed, or found to be finished."""
+
+import csv
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import sys
+import uuid
+import warnings
+from collections.abc import Mapping
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
+
+from worldmodels import hardware
+from worldmodels.callbacks import AtomicCheckpointIO, Progress
+from worldmodels.config import build, dotted, read_checkpoint
+from worldmodels.data.card import check_compatible
+from worldmodels.types import UserError
+
+SCORE = "val/rollout_psnr_changed"
+MAY_DIFFER = ("out", "resume", "logger", "trainer.max_steps", "learner.max_steps", "callbacks")
+"""Settings that a resumed run may change without a word."""
+
+
+def fit(settings: Mapping[str, Any], out: str | Path, weights: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Train what `settings` describe until `trainer.max_steps`, in the folder `out`.
+
+    The folder holds config.yaml, last.ckpt, best.ckpt (the best score of validation rollouts), logs/, metrics.csv,
+    metrics.json. A run that was cut short goes on, bit for bit on a CPU; a finished one is left as it is.
+
+    Args:
+        settings: plain data: model (its sizes resolved), data, learner, trainer, callbacks, logger, seed, resume.
+        out: folder of the run.
+        weights: state_dict that the model begins with; by default it begins at random.
+
+    Returns:
+        The figures of metrics.json.
+
+    Raises:
+        UserError: a store or checkpoint that does not fit, or an accelerator that is not there.
+        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, with the state saved.
+    """
+    out = Path(out).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    if settings["resume"] not in ("auto", "never"):
+        raise UserError(f"resume={settings['resume']} is unknown; choose auto or never")
+    max_steps = settings["trainer"]["max_steps"]
+    checkpoint = _resume_point(out, settings["resume"])
+    if checkpoint is not None and _rank() == 0:
+        _warn_of_differences(out, settings)
+        done = json.loads((out / "metrics.json").read_text()) if (out / "metrics.json").exists() else {}
+        if done.get("steps", 0) >= max_steps and (out / "best.ckpt").exists():
+            print(f"finished before, at step {done['steps']}; resume=never begins again")
+            return done
+
+    _quiet()
+    hardware.tune_allocator()
+    device = hardware.accelerator(settings["trainer"]["accelerator"])
+    L.seed_everything(settings["seed"], workers=True, verbose=False)
+    data = build(settings["data"])
+    learner = build(settings["learner"], model=settings["model"], card=data.card)
+    if weights is not None:
+        learner.model.load_state_dict(weights)
+    if checkpoint is not None:
+        _check_resumable(checkpoint, settings["model"], data.card)
+    trainer = _trainer(settings, out, device)
+    if trainer.is_global_zero:
+        OmegaConf.save(OmegaConf.create(dict(settings)), out / "config.yaml")
+        print(f"{'resuming from ' + str(checkpoint) if checkpoint else 'training'} until step {max_steps} in {out}")
+    try:
+        trainer.fit(learner, data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C and SIGTERM, once the callbacks have saved
+        raise KeyboardInterrupt from stop
+    if SCORE not in trainer.callback_metrics:  # killed in the last validation, which resuming does not make up for
+        trainer.validate(learner, data, verbose=False)
+        _choose_last(trainer, out)
+    digests = _digests(trainer, learner)
+    return _write_metrics(trainer, learner, out, digests) if trainer.is_global_zero else {}
+
+
+def _digests(trainer: L.Trainer, learner: Any) -> list[str]:
+    """SHA-256 of the final weights on each rank, which must be the same."""
+    digest = hashlib.sha256()
+    for value in learner.model.state_dict().values():
+        digest.update(value.cpu().contiguous().view(torch.uint8).numpy())
+    everywhere = [digest.hexdigest()] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(everywhere, digest.hexdigest())
+    if len(set(everywhere)) > 1:
+        raise RuntimeError(f"the ranks ended with different weights: {everywhere}")
+    return everywhere
+
+
+def _rank() -> int:
+    return getattr(rank_zero_only, "rank", 0)
+
+
+def _choose_last(trainer: L.Trainer, out: Path) -> None:
+    checkpoint: Any = trainer.checkpoint_callback
+    score = trainer.callback_metrics[SCORE]
+    best = checkpoint.best_model_score
+    if best is None or score > best or not (out / "best.ckpt").exists():
+        checkpoint.best_model_score = score
+        if trainer.is_global_zero:
+            shutil.copyfile(out / "last.ckpt", out / "best.ckpt.tmp")
+            os.replace(out / "best.ckpt.tmp", out / "best.ckpt")
+
+
+def _trainer(settings: Mapping[str, Any], out: Path, device: str) -> L.Trainer:
+    options = dict(settings["trainer"]) | {"accelerator": device}
+    options["precision"] = hardware.precision(options["precision"], device)
+    # A run shorter than the interval is validated once, at its end, so that there is always a best.ckpt.
+    batches = options["max_steps"] * options["accumulate_grad_batches"]
+    options["val_check_interval"] = min(options["val_check_interval"], batches)
+    extra = {"worldmodels.callbacks.EMA": {"device": device}}
+    callbacks = [build(c, **extra.get(c["_target_"], {})) for c in settings["callbacks"].values() if c]
+    loggers = [_logger(c, out) for c in settings["logger"].values() if c]
+    return L.Trainer(
+        **options,
+        max_epochs=-1,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        default_root_dir=out,  # where Lightning saves when SLURM asks it to, the same after each requeue
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=[AtomicCheckpointIO()],
+    )
+
+
+def _logger(cfg: Mapping[str, Any], out: Path) -> Any:
+    """A logger; W&B takes this run's id, the same after each resume, and is offline unless WANDB_MODE=online."""
+    if not cfg["_target_"].endswith("WandbLogger") or _rank() != 0:
+        return build(cfg)
+    os.environ.setdefault("WANDB_SILENT", "true")
+    file = out / "wandb_id"
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex[:8])
+    offline = os.environ.get("WANDB_MODE", "offline") != "online"
+    logger = build(cfg, id=file.read_text(), offline=offline)
+    # W&B warns about an argument that Lightning gives it
+    with redirect_stderr(io.StringIO() if offline else sys.stderr):
+        _ = logger.experiment
+    return logger
+
+
+def _resume_point(out: Path, resume: str) -> Path | None:
+    """The newest of last.ckpt and what Lightning wrote for a SLURM requeue; the latter is done with after this."""
+    requeued = list(out.glob("hpc_ckpt_*.ckpt"))
+    found = [path for path in [out / "last.ckpt", *requeued] if path.exists()]
+    if _rank() != 0:  # rank 0 tidies up; the others load what it leaves, once training has begun
+        return out / "last.ckpt" if found and resume == "auto" else None
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is not None and newest.name != "last.ckpt":
+        newest = newest.replace(out / "last.ckpt")
+    for path in requeued:
+        path.unlink(missing_ok=True)
+    if resume == "never":
+        for name in ("last.ckpt", "best.ckpt", "metrics.json", "wandb_id"):
+            (out / name).unlink(missing_ok=True)
+        for log in out.glob("logs/version_*/metrics.csv"):
+            log.unlink()
+        return None
+    return newest
+
+
+def _warn_of_differences(out: Path, settings: Mapping[str, Any]) -> None:
+    if not (out / "config.yaml").exists():
+        return
+    old, new = dotted(OmegaConf.load(out / "config.yaml")), dotted(settings)
+    keys = [k for k in sorted(old | new) if not isinstance((old | new)[k], Mapping) and not k.startswith(MAY_DIFFER)]
+    differ = [f"{k} was {old.get(k)} and is {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
+    if differ:
+        print(
+            f"warning: settings differ from those that {out} was begun with: {'; '.join(differ)}. "
+            "The optimiser goes on with the stored ones; resume=never begins again with the new ones.",
+            file=sys.stderr,
+        )
+
+
+def _check_resumable(path: Path, model: Mapping[str, Any], card: Mapping[str, Any]) -> None:
+    stored = read_checkpoint(path)["hyper_parameters"]
+    check_compatible(card, stored["card"], f"the run {path.parent}")
+    if stored["model"] != model:
+        raise UserError(
+            f"{path.parent} holds a run with another model; give another out=DIR, or resume=never to begin again"
+        )
+
+
+def _write_metrics(trainer: L.Trainer, learner: L.LightningModule, out: Path, digests: list[str]) -> dict[str, Any]:
+    progress = [c for c in trainer.callbacks if isinstance(c, Progress)]  # pyrefly: ignore
+    scores = {k.removeprefix("val/"): v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+    best = getattr(trainer.checkpoint_callback, "best_model_score", None)
+    figures = {
+        "steps": trainer.global_step,
+        "seconds": round(sum(p.seconds for p in progress), 1),
+        "best_rollout_psnr_changed_db": None if best is None else best.item(),
+        "final": scores,
+        "parameters": sum(p.numel() for p in learner.parameters()),
+        "precision": str(trainer.precision),
+        "weights_sha256_by_rank": digests,
+        "environment": hardware.summary(),
+    }
+    _merge_logs(out)
+    (out / "metrics.json.tmp").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    (out / "metrics.json.tmp").replace(out / "metrics.json")
+    if best is not None:
+        print(f"best rollout PSNR on changed pixels {best.item():.2f} dB, after {figures['seconds']:.0f} s of training")
+    return figures
+
+
+def _merge_logs(out: Path) -> None:
+    """Put the CSV of each start together: what came after the step where a later start took over was lost."""
+    rows: list[dict[str, str]] = []
+    for path in sorted(out.glob("logs/version_*/metrics.csv"), key=lambda p: int(p.parent.name.partition("_")[2])):
+        with path.open(newline="") as file:
+            more = list(csv.DictReader(file))
+        first = min((int(row["step"]) for row in more), default=0)
+        rows = [row for row in rows if int(row["step"]) < first] + more
+    names = dict.fromkeys(["step", *(name for row in rows for name in row if name != "epoch")])
+    with (out / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _quiet() -> None:
+    """Leave Lightning's warnings that do not concern this program out, and its advertisements."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (
+        "does not have many workers",
+        "find any LR",
+        "save_hyperparameters",
+        "LeafSpec",
+        "sync_dist",
+        "exists and",
+    ):
+        warnings.filterwarnings("ignore", f".*{text}.*")

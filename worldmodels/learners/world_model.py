@@ -1,0 +1,135 @@
+"""Trains any `WorldModel` on logged segments, and judges it by open-loop rollouts."""
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from worldmodels.config import build
+from worldmodels.evaluation.quality import changed_pixels
+from worldmodels.imagination import LoggedActions, imagine
+from worldmodels.types import Segment, UserError
+
+SCHEDULES = ("constant", "cosine", "linear")
+NOT_DECAYED = (nn.Embedding, nn.GroupNorm, nn.LayerNorm)
+
+
+class WorldModelLearner(L.LightningModule):
+    """AdamW over all components of a world model, each with its own gradient clip.
+
+    It takes plain data only, so that a checkpoint describes itself: `WorldModelLearner.load_from_checkpoint(path)`
+    needs no other argument, and gives the averaged weights where an average was kept.
+
+    Args:
+        model: settings for `config.build`; the model has `components()`, a dict of disjoint modules.
+        card: dataset card of the store that it learns from.
+        lr: peak learning rate (DIAMOND: 1e-4).
+        weight_decay: of matrices and kernels; biases, norms and embeddings have none (DIAMOND: 1e-2).
+        eps: of AdamW (DIAMOND: 1e-8).
+        betas: of AdamW.
+        clip: greatest gradient norm by component (DIAMOND: 1 for the denoiser, 100 for the reward model).
+        warmup: optimizer steps over which the learning rate rises from 0 (DIAMOND: 100).
+        schedule: "constant", "cosine" or "linear", the last two to 0 at `max_steps`.
+        max_steps: optimizer steps that the schedule spans.
+        horizons: steps after the last real frame at which validation rollouts are judged; validation windows hold the
+            context and then `max(horizons)` transitions.
+        seed: of the training noise (with rank and batch number) and of the validation rollouts.
+
+    Raises:
+        UserError: unknown schedule, or a clip for a component that the model lacks.
+    """
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        card: dict[str, Any] | None = None,
+        lr: float = 1e-4,
+        weight_decay: float = 1e-2,
+        eps: float = 1e-8,
+        betas: tuple[float, float] = (0.9, 0.999),
+        clip: dict[str, float] | None = None,
+        warmup: int = 100,
+        schedule: str = "constant",
+        max_steps: int = 1,
+        horizons: tuple[int, ...] = (1, 2, 4, 8),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if schedule not in SCHEDULES:
+            raise UserError(f"learner.schedule={schedule} is unknown; choose one of {', '.join(SCHEDULES)}")
+        self.save_hyperparameters()
+        self.model: Any = build(model)
+        unknown = set(clip or {}) - set(self.model.components())
+        if unknown:
+            raise UserError(f"learner.clip names {sorted(unknown)}; the model has {sorted(self.model.components())}")
+        self.squared_error: Any = nn.ModuleList(MeanMetric() for _ in horizons)
+
+    def training_step(self, segment: Segment, batch_idx: int) -> Tensor:
+        """The model's own loss; its noise is a function of (seed, rank, batch number), so that resuming is exact."""
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        key = np.random.SeedSequence((self.hparams["seed"], self.global_rank, progress.processed)).generate_state(
+            1, np.uint64
+        )
+        generator = torch.Generator(self.device).manual_seed(int(key[0] >> 1))
+        loss, metrics = self.model.loss(segment, generator)
+        self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=segment.batch_size)
+        return loss
+
+    def validation_step(self, segment: Segment, batch_idx: int) -> None:
+        """Roll out with the logged actions and gather the squared error on changed pixels at each horizon."""
+        horizons = self.hparams["horizons"]
+        context = segment.length - max(horizons)
+        generator = torch.Generator(self.device).manual_seed(self.hparams["seed"] + batch_idx)
+        policy = LoggedActions(segment.action[:, context:])
+        dream = imagine(self.model, policy, segment.steps(0, context), max(horizons), generator)
+        true = segment.obs[:, context + 1 :]
+        error = ((dream.obs[:, 1:].float() - true.float()) / 255).square().mean(2)
+        moved = changed_pixels(true, segment.obs[:, context])[:, :, 0] & segment.next_mask[:, context:, None, None]
+        for metric, h in zip(self.squared_error, horizons, strict=True):
+            # A mean weighted by what changed is the same, however the windows were cut into batches and ranks.
+            weight = moved[:, h - 1].float()
+            metric.update(error[:, h - 1], weight)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log PSNR in dB on changed pixels at each horizon, and their mean, which selects the best checkpoint."""
+        psnr = torch.stack([-10 * metric.compute().clamp(min=1e-10).log10() for metric in self.squared_error])
+        for h, value in zip(self.hparams["horizons"], psnr, strict=True):
+            self.log(f"val/psnr_changed_{h}", value, sync_dist=True)
+        self.log("val/rollout_psnr_changed", psnr.mean(), sync_dist=True)
+        for metric in self.squared_error:
+            metric.reset()
+
+    def configure_optimizers(self) -> Any:
+        """One AdamW with two groups a component, and the schedule by step."""
+        hp = self.hparams
+        groups = []
+        for name, component in self.model.components().items():
+            decayed: list[nn.Parameter] = []
+            free: list[nn.Parameter] = []
+            for module in component.modules():
+                for parameter in module.parameters(recurse=False):
+                    whole = parameter.ndim < 2 or isinstance(module, NOT_DECAYED)
+                    (free if whole else decayed).append(parameter)
+            groups += [
+                {"params": decayed, "weight_decay": hp["weight_decay"], "name": name},
+                {"params": free, "weight_decay": 0.0, "name": f"{name}, not decayed"},
+            ]
+        optimizer = torch.optim.AdamW(groups, lr=hp["lr"], betas=tuple(hp["betas"]), eps=hp["eps"])
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _lr_factor(self, step: int) -> float:
+        rise = min(1.0, (step + 1) / max(1, self.hparams["warmup"]))
+        left = 1 - min(1.0, step / self.hparams["max_steps"])
+        fall = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - np.cos(np.pi * left))}
+        return rise * float(fall[self.hparams["schedule"]])
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip each component's gradient norm on its own, and log it."""
+        clip = self.hparams["clip"] or {}
+        for name, component in self.model.components().items():
+            norm = nn.utils.clip_grad_norm_(component.parameters(), clip.get(name, float("inf")))
+            self.log(f"train/grad_norm_{name}", norm)
