@@ -153,12 +153,12 @@ def test_imagined_segment():
 
 
 def test_learns_a_moving_square():
-    """A few hundred steps on a square that moves as the action says beat copying the last frame fourfold."""
+    """A hundred steps on a square that moves as the action says beat copying the last frame threefold."""
     torch.manual_seed(0)
     model = micro(
         denoiser={"centre": "last", "rounding": True, "sigma_data": 0.3, "sigma_offset": 0.0}, sampler={"steps": 1}
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     g = torch.Generator().manual_seed(0)
 
     def batch(n):
@@ -173,8 +173,8 @@ def test_learns_a_moving_square():
         segment.terminated[:] = False
         return segment
 
-    for _ in range(250):
-        loss, _ = model.loss(batch(16), g)
+    for _ in range(120):
+        loss, _ = model.loss(batch(8), g)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -182,7 +182,7 @@ def test_learns_a_moving_square():
     context, action, truth = test.steps(0, 4), test.action[:, 4:], test.obs[:, 5].float()
     predicted = imagine(model, LoggedActions(action), context, 1, g).obs[:, 1].float()
     copied = test.obs[:, 4].float()
-    assert (predicted - truth).square().mean() < (copied - truth).square().mean() / 4
+    assert (predicted - truth).square().mean() < (copied - truth).square().mean() / 3
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ class WorldModelLearner(L.LightningModule):
     Args:
         model: settings for `config.build`; the model has `components()`, a dict of disjoint modules.
         card: dataset card of the store that it learns from.
-        lr: peak learning rate (DIAMOND: 1e-4).
+        lr: peak learning rate, of all components or by component (DIAMOND: 1e-4).
         weight_decay: of matrices and kernels; biases, norms and embeddings have none (DIAMOND: 1e-2).
         eps: of AdamW (DIAMOND: 1e-8).
         betas: of AdamW.
@@ -46,7 +46,7 @@ class WorldModelLearner(L.LightningModule):
         self,
         model: dict[str, Any],
         card: dict[str, Any] | None = None,
-        lr: float = 1e-4,
+        lr: float | dict[str, float] = 1e-4,
         weight_decay: float = 1e-2,
         eps: float = 1e-8,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -62,9 +62,12 @@ class WorldModelLearner(L.LightningModule):
             raise UserError(f"learner.schedule={schedule} is unknown; choose one of {', '.join(SCHEDULES)}")
         self.save_hyperparameters()
         self.model: Any = build(model)
-        unknown = set(clip or {}) - set(self.model.components())
-        if unknown:
-            raise UserError(f"learner.clip names {sorted(unknown)}; the model has {sorted(self.model.components())}")
+        names = set(self.model.components())
+        for setting, by_component in (("clip", clip or {}), ("lr", lr if isinstance(lr, dict) else {})):
+            if unknown := set(by_component) - names:
+                raise UserError(f"learner.{setting} names {sorted(unknown)}; the model has {sorted(names)}")
+        if isinstance(lr, dict) and (missing := names - set(lr)):
+            raise UserError(f"learner.lr gives no rate for {sorted(missing)}; the model has {sorted(names)}")
         self.squared_error: Any = nn.ModuleList(MeanMetric() for _ in horizons)
 
     def training_step(self, segment: Segment, batch_idx: int) -> Tensor:
@@ -113,11 +116,12 @@ class WorldModelLearner(L.LightningModule):
                 for parameter in module.parameters(recurse=False):
                     whole = parameter.ndim < 2 or isinstance(module, NOT_DECAYED)
                     (free if whole else decayed).append(parameter)
+            lr = hp["lr"][name] if isinstance(hp["lr"], dict) else hp["lr"]
             groups += [
-                {"params": decayed, "weight_decay": hp["weight_decay"], "name": name},
-                {"params": free, "weight_decay": 0.0, "name": f"{name}, not decayed"},
+                {"params": decayed, "lr": lr, "weight_decay": hp["weight_decay"], "name": name},
+                {"params": free, "lr": lr, "weight_decay": 0.0, "name": f"{name}, not decayed"},
             ]
-        optimizer = torch.optim.AdamW(groups, lr=hp["lr"], betas=tuple(hp["betas"]), eps=hp["eps"])
+        optimizer = torch.optim.AdamW(groups, betas=tuple(hp["betas"]), eps=hp["eps"], fused=True)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -18,7 +18,6 @@ from worldmodels.nn.unet import Encoder, UNet, conv3x3, groups
 from worldmodels.ops.edm import add_noise, karras_sigmas, preconditioners, sample, training_sigmas
 from worldmodels.types import Metrics, Segment, State, Step, UserError
 
-CROP_GRID = 8  # pixels; crops begin on this grid, so that a pixel meets the same phase of patches and strides as in a frame
 FRAME_STD = 0.5  # standard deviation by which frames are divided where they enter a network (DIAMOND's sigma_data)
 
 
@@ -104,6 +103,7 @@ class Denoiser(nn.Module):
         changed_weight: weight in the loss of pixels that differ from the last context frame by more than 8/255,
             where the others weigh 1. 1 is DIAMOND's plain mean.
         rollout: how many further targets are conditioned on the model's own output (DIAMOND: 1).
+        rollout_share: share of the batches that have these further targets; the others cost half as much (DIAMOND: 1).
         rounding: whether frames are rounded to 8 bits; DIAMOND cuts the fraction off.
     """
 
@@ -117,8 +117,7 @@ class Denoiser(nn.Module):
         changed_weight: float = 1.0,
         rollout: int = 1,
         rounding: bool = False,
-        crop: int = 0,
-        crop_share: float = 0.0,
+        rollout_share: float = 1.0,
     ) -> None:
         super().__init__()
         if centre not in ("none", "last"):
@@ -128,7 +127,7 @@ class Denoiser(nn.Module):
         self.sigma_data, self.sigma_offset = sigma_data, sigma_offset
         self.noise = noise or {"loc": -0.4, "scale": 1.2, "sigma_min": 2e-3, "sigma_max": 20.0}
         self.centre, self.changed_weight, self.rollout, self.rounding = centre, changed_weight, rollout, rounding
-        self.crop, self.crop_share = crop, crop_share
+        self.rollout_share = rollout_share
 
     def centre_of(self, context: Tensor) -> Tensor | float:
         """What is subtracted from the frame before it is denoised, for context (B, L, C, H, W)."""
@@ -167,17 +166,16 @@ class Denoiser(nn.Module):
         return self.quantize(self.predict(noisy, sigma, context, action)[2])
 
     def loss(self, segment: Segment, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Mean denoising loss over the 1 + rollout targets after the first L frames, and the frames the model saw.
+        """Mean denoising loss over the targets after the first L frames, and the frames as the model saw them.
 
         Returns:
             The scalar loss, and (B, T+1, C, H, W) float frames in which targets are replaced by the model's own output.
         """
-        obs = segment.obs
-        if self.crop and torch.rand((), generator=generator, device=obs.device) < self.crop_share:
-            obs = self._crop(obs, generator)
-        frames = list(to_float(obs).unbind(1))
-        losses = []
-        for t in range(self.context, self.context + 1 + self.rollout):
+        frames = list(to_float(segment.obs).unbind(1))
+        losses, rollout = [], self.rollout
+        if torch.rand((), generator=generator, device=segment.obs.device) >= self.rollout_share:
+            rollout = 0
+        for t in range(self.context, self.context + 1 + rollout):
             context, target = torch.stack(frames[t - self.context : t], dim=1), frames[t]
             action = segment.action[:, t - self.context : t]
             centre = self.centre_of(context)
@@ -193,21 +191,6 @@ class Denoiser(nn.Module):
             losses.append((error.mean((1, 2, 3)) * real).sum() / real.sum().clamp(min=1))
             frames[t] = self.quantize(denoised.detach())
         return torch.stack(losses).mean(), torch.stack(frames, dim=1)
-
-
-    def _crop(self, obs: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Square windows (B, T+1, C, crop, crop) of `obs`, each around a pixel that changes into the first target."""
-        height, width = obs.shape[-2:]
-        moved = (obs[:, self.context].int() - obs[:, self.context - 1].int()).abs().amax(1) > 8  # (B, H, W)
-        # a little everywhere, so that there is something to draw where nothing moves
-        place = (moved.flatten(1) + 1e-4).multinomial(1, generator=generator)
-        centre = torch.cat([place // width, place % width], dim=1)
-        shift = torch.randint(-1, 2, centre.shape, generator=generator, device=obs.device) * CROP_GRID
-        corner = ((centre - self.crop // 2) / CROP_GRID).round().long() * CROP_GRID + shift
-        top = corner[:, :1].clamp(0, height - self.crop) + torch.arange(self.crop, device=obs.device)
-        left = corner[:, 1:].clamp(0, width - self.crop) + torch.arange(self.crop, device=obs.device)
-        rows = torch.arange(len(obs), device=obs.device)[:, None, None]
-        return obs.permute(0, 3, 4, 1, 2)[rows, top[:, :, None], left[:, None]].permute(0, 3, 4, 1, 2)
 
 
 class RewardModel(nn.Module):
@@ -386,7 +369,7 @@ class DiffusionWorldModel(nn.Module):
         denoising, seen = self.denoiser.loss(tail, generator)
         frames = to_float(segment.obs)
         next_frames = frames[:, 1:]
-        if self.own_frames and seen.shape[2:] == frames.shape[2:]:
+        if self.own_frames:
             own = torch.rand(len(frames), generator=generator, device=frames.device) < self.own_frames
             seen = torch.cat([frames[:, : -seen.shape[1]], seen], dim=1)
             next_frames = torch.where(own[:, None, None, None, None], seen[:, 1:], next_frames)
