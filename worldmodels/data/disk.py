@@ -64,7 +64,20 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, value: Any, replace: bool = True) -> None:
     """Write a JSON file; without `replace` one that is there stays."""
     with atomic(path, replace) as tmp:
-        tmp.write_text(json.dumps(value, indent=1))
+        tmp.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where there is none.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as e:  # in /proc and the like
+        raise UserError(f"no folder can be made at {path}; give another one") from e
 
 
 def lock(path: Path) -> IO[str]:
@@ -94,15 +107,22 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        where = e.filename or path
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            mend = "nothing stored is lost: free some space and run the same command again"
-            raise UserError(f"the disk of {path} is full; {mend}") from e
-        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(f"no permission to use {where}; mend its rights or give another folder") from e
-        if e.errno in (errno.EEXIST, errno.ENOTDIR):
-            raise UserError(f"{where} is a file where a folder is needed; give another folder") from e
+        if sentence := refusal(e, path):
+            raise UserError(sentence) from e
         raise
+
+
+def refusal(e: OSError, path: Path | None = None) -> str | None:
+    """What a disk's error means and how to mend it, or None where it is not one that a user can mend."""
+    where = e.filename or path
+    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        mend = "nothing stored is lost: free some space and run the same command again"
+        return f"the disk{f' of {path or where}' if path or where else ''} is full; {mend}"
+    if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission to use {where}; mend its rights or give another folder"
+    if e.errno in (errno.EEXIST, errno.ENOTDIR):
+        return f"{where} is a file where a folder is needed; give another folder"
+    return None
 
 
 def damaged(path: str | Path, why: object) -> UserError:
