@@ -29,6 +29,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch hides what the disk said
+                raise error.__context__ from None
+            raise
         finally:
             temporary.unlink(missing_ok=True)
 

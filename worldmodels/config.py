@@ -1,7 +1,6 @@
 """Where settings come from, how an object is built from them, and how a mistake in them is told."""
 
 import difflib
-import errno
 import functools
 import importlib
 import os
@@ -15,12 +14,21 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from worldmodels.data.disk import refusal
 from worldmodels.types import UserError
 
+WHOLE = {
+    **dict.fromkeys(("steps", "windows", "rollouts", "horizon", "horizons", "burn_in", "batch_size", "shown"), 1),
+    **dict.fromkeys(("seed", "reward_rows"), 0),
+    **dict.fromkeys(("trainer.max_steps", "trainer.val_check_interval", "trainer.accumulate_grad_batches"), 1),
+    **dict.fromkeys(("data.validation.windows", "data.validation.batch_size"), 1),
+    **dict.fromkeys(("learner.horizons", "callbacks.last.every", "source.processes"), 1),
+}
+"""Settings, of whatever command has them, that are whole numbers (or lists of them), and the least they may be."""
 TRUSTED = ("worldmodels.", "torch.optim.", "torch.nn.", "diffusers.", "lightning.pytorch.")
 """Prefixes of `_target_` that may be built: a yaml or a checkpoint from a stranger must not run code."""
 
@@ -135,6 +143,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         @functools.wraps(main)
         def task(cfg: DictConfig) -> None:
             with sentences(config_name):  # in here already: Hydra prints a line of its own about what passes it
+                check(cfg)
                 main(cfg)
 
         run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)
@@ -150,6 +159,21 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     return decorate
 
 
+def check(cfg: DictConfig) -> None:
+    """Refuse settings that no command can work with.
+
+    Raises:
+        UserError: a setting is empty, or a number of `WHOLE` is not whole or too small.
+    """
+    if empty := [name for name, value in OmegaConf.to_container(cfg).items() if value == ""]:  # pyrefly: ignore
+        raise UserError(f"the setting '{empty[0]}' is empty; give it as {empty[0]}=...")
+    for name, least in WHOLE.items():
+        value = OmegaConf.select(cfg, name)
+        numbers = list(value) if OmegaConf.is_list(value) else [value]
+        if value is not None and (not numbers or any(type(n) is not int or n < least for n in numbers)):
+            raise UserError(f"{name}={value} must be a whole number of at least {least}")
+
+
 @contextmanager
 def sentences(config_name: str) -> Iterator[None]:
     """Turn a user's mistake into one line on stderr and exit code 2, and Ctrl-C into 130."""
@@ -159,18 +183,20 @@ def sentences(config_name: str) -> Iterator[None]:
         _fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error, config_name))
-    except PermissionError as error:
-        _fail(f"no permission to write {error.filename}; choose another folder with out=DIR or store=DIR")
     except BrokenPipeError:  # the reader of `worldmodels ... | head` has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if (sentence := refusal(error)) is None:
             raise
-        _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space, or choose another folder")
+        _fail(sentence)
     except KeyboardInterrupt:
         print("worldmodels: interrupted; the same command goes on from what is saved", file=sys.stderr)
         sys.exit(130)
+    except Exception:
+        if (sentence := _mistyped(config_name)) is None:
+            raise
+        _fail(sentence)
 
 
 def _fail(sentence: str) -> None:
@@ -178,8 +204,27 @@ def _fail(sentence: str) -> None:
     sys.exit(2)
 
 
+def _mistyped(config_name: str) -> str | None:
+    """Names the setting whose value is of another kind than its default, which is then to blame for an exception."""
+    try:
+        usual = dotted(_compose(config_name, _groups_chosen()))
+        given = dotted(_compose(config_name, [a for a in sys.argv[1:] if "=" in a and not a.startswith("-")]))
+    except HydraException:
+        return None
+    for name, value in given.items():
+        if _kind(usual.get(name)) in (bool, float, list) and _kind(value) not in (_kind(usual[name]), dict):
+            return f"{name}={value} does not work; by default it is {name}={usual[name]}"
+    return None
+
+
+def _kind(value: Any) -> type:
+    return bool if isinstance(value, bool) else float if isinstance(value, int | float) else type(value)
+
+
 def _explain(error: Exception, config_name: str) -> str:
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read '{error.override}'; settings are written key=value, e.g. out=runs/first"
     if found := re.search(r"Could not override '\+*([^']+)'|Could not delete from config\. '([^']+)'", text):
         key = found.group(1) or found.group(2)
         near = difflib.get_close_matches(key, valid_overrides(config_name), n=1, cutoff=0.5)
@@ -194,22 +239,30 @@ def _explain(error: Exception, config_name: str) -> str:
         return f"unknown {group} '{wrong}'; {hint}: {', '.join(choices)}"
     if found := re.search(r"[Mm]issing mandatory value: (\S+)", text):
         return f"the setting '{found.group(1)}' is missing; give it as {found.group(1)}=..."
-    if found := re.search(r"[Ee]rror parsing override '(.*?)'\n", text):
-        return f"cannot read '{found.group(1)}'; settings are written key=value, e.g. out=runs/first"
     return text
 
 
 def valid_overrides(config_name: str) -> list[str]:
     """Every dotted setting and every group of a command, with the groups that were chosen on the command line."""
+    try:
+        cfg = _compose(config_name, _groups_chosen())
+    except HydraException:
+        cfg = _compose(config_name, [])
+    return [*_groups(), *dotted(cfg)]
+
+
+def _groups() -> list[str]:
+    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+
+
+def _groups_chosen() -> list[str]:
+    return [argument for argument in sys.argv[1:] if argument.partition("=")[0] in _groups()]
+
+
+def _compose(config_name: str, overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
-    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
-    chosen = [argument for argument in sys.argv[1:] if argument.partition("=")[0] in groups]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        try:
-            cfg = hydra.compose(config_name, chosen)
-        except HydraException:
-            cfg = hydra.compose(config_name)
-    return [*sorted(groups), *dotted(cfg)]
+        return hydra.compose(config_name, overrides)
 
 
 def dotted(cfg: Any, prefix: str = "") -> dict[str, Any]:

@@ -53,8 +53,12 @@ def has_bf16(device: str = "cpu") -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & set(flags) or "bf16" in arm)
 
 
-def accelerator(name: str = "auto") -> str:
+def accelerator(name: str = "auto", setting: str = "trainer.accelerator") -> str:
     """Lightning's accelerator for `auto`, `cpu`, `cuda`, `gpu` or `mps`, once it is known to be there.
+
+    Args:
+        name: what is asked for.
+        setting: by which the user asks for it.
 
     Raises:
         UserError: it is absent or unknown.
@@ -64,13 +68,11 @@ def accelerator(name: str = "auto") -> str:
     if name == "auto":
         return next(device for device in ("cuda", "mps", "cpu") if there[device])
     if name not in there:
-        raise UserError(f"accelerator '{name}' is unknown; choose auto, {', '.join(there)}")
+        raise UserError(f"{setting}={name} is unknown; choose auto, {', '.join(there)}")
     if not there[name]:
-        build = (
-            "" if torch.version.cuda or name == "mps" else f", and torch {torch.__version__} is a build without CUDA"
-        )
+        without = "" if torch.version.cuda or name == "mps" else f", and torch {torch.__version__} is built without it"
         raise UserError(
-            f"accelerator '{name}' was asked for but this machine has none{build}; use trainer.accelerator=auto or cpu"
+            f"accelerator '{name}' was asked for but this machine has none{without}; use {setting}=auto or cpu"
         )
     return {"gpu": "cuda"}.get(name, name)
 

@@ -47,7 +47,7 @@ def test_list_of_commands(in_process: RUN) -> None:
         (["train", "experiment=catch", "model.size=huge", "out=x"], ["model.size=huge", "tiny, small, paper"]),
         (["train", "experiment=catch", "store=nowhere", "out=x"], ["nowhere", "worldmodels collect"]),
         (["train", "experiment=catch", "out=x", "resume=maybe"], ["resume=maybe", "auto or never"]),
-        (["train", "experiment=catch", "out=/dev/null/x"], ["/dev/null", "choose another folder"]),
+        (["train", "experiment=catch", "out=/dev/null/x"], ["/dev/null", "another folder"]),
         (["finetune", "checkpoint=none.ckpt", "store=S", "out=x"], ["none.ckpt", "worldmodels train"]),
     ],
 )

@@ -64,7 +64,7 @@ def test_another_model_in_the_same_folder_is_refused(in_process: RUN, catch_stor
     args = ["train", "experiment=catch", f"store={catch_store}", f"out={run_folder}", *QUICK, "trainer.max_steps=60"]
     code, _, err = in_process(*args, "model.sizes.tiny.denoiser.network.cond_channels=64")
     assert code == 2
-    assert "holds a run with another model" in err
+    assert "holds a run of another model" in err
 
 
 def test_finetune(in_process: RUN, run_folder: Path, tmp_path: Path) -> None:

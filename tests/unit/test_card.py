@@ -3,8 +3,8 @@ import json
 
 import numpy as np
 import pytest
-from stores import card, episode
 
+from tests.unit.stores import card, episode
 from worldmodels.data.card import card_digest, check_compatible, check_episode, make_card, validate_card
 from worldmodels.types import UserError
 

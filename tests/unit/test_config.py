@@ -94,8 +94,8 @@ def test_checkpoints_that_are_not_loaded(tmp_path: Path, capsys: pytest.CaptureF
     ("error", "code", "sentence"),
     [
         (UserError("one\n sentence"), 2, "worldmodels: one sentence\n"),
-        (PermissionError(13, "Permission denied", "/x"), 2, "no permission to write /x"),
-        (OSError(28, "No space left on device", "/x"), 2, "cannot write /x: No space left on device"),
+        (PermissionError(13, "Permission denied", "/x"), 2, "no permission to use /x"),
+        (OSError(28, "No space left on device", "/x"), 2, "the disk of /x is full"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )

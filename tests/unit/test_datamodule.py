@@ -5,8 +5,8 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from stores import filled
 
+from tests.unit.stores import filled
 from worldmodels.data.datamodule import StoreDataModule
 from worldmodels.data.sampling import WindowSampler
 from worldmodels.types import Segment, UserError

@@ -111,7 +111,7 @@ def test_hardware_settings() -> None:
     assert precision("auto", "cpu") in ("bf16-mixed", "32-true")
     with pytest.raises(UserError, match="precision 'fp8' is unknown; choose one of auto"):
         precision("fp8")
-    with pytest.raises(UserError, match="accelerator 'tpu' is unknown"):
+    with pytest.raises(UserError, match="trainer.accelerator=tpu is unknown"):
         accelerator("tpu")
 
 

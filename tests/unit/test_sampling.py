@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from stores import card, episode, filled
 
+from tests.unit.stores import card, episode, filled
 from worldmodels.data.sampling import WindowSampler, even_windows
 from worldmodels.data.store import Store
 from worldmodels.types import UserError

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from stores import assert_holds, assert_same, card, episode, filled
 
+from tests.unit.stores import assert_holds, assert_same, card, episode, filled
 from worldmodels.data import store as store_module
 from worldmodels.data.store import Store
 from worldmodels.types import Segment, UserError

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from worldmodels.config import load_learner, plain
+from worldmodels.data.disk import make_folder, write_json
 
 
 def settings_of(cfg: DictConfig, store: Any) -> dict[str, Any]:
@@ -29,25 +29,30 @@ def finished(out: Path, settings: Mapping[str, Any]) -> bool:
 
 
 def write_metrics(out: Path, figures: Mapping[str, Any]) -> None:
-    """Write `out`/metrics.json whole or not at all."""
-    partial = out / "metrics.json.tmp"
-    partial.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, out / "metrics.json")
+    """Write `out`/metrics.json whole or not at all, and say where."""
+    make_folder(out)
+    write_json(out / "metrics.json", figures)
+    print(out)
 
 
-def load_model(cfg: DictConfig, store: Any) -> tuple[Any, str]:
-    """The world model of `cfg.checkpoint` on its device, once its data and the store's are known to agree.
+def prepare(cfg: DictConfig, out: Path) -> tuple[Any, dict[str, Any], Any, str] | None:
+    """Store, settings, world model and its device, once data and model are known to agree; None where `out` is done.
 
     Raises:
         UserError: the checkpoint cannot be read, the store does not fit it, or the device is absent.
     """
     from worldmodels.data.card import check_compatible
+    from worldmodels.data.store import Store
     from worldmodels.hardware import accelerator, tune_allocator
 
-    device = accelerator(cfg.device)
+    store = Store.open(cfg.store)
+    settings = settings_of(cfg, store)
+    if finished(out, settings):
+        return None
+    device = accelerator(cfg.device, "device")
     if device == "cpu":
         tune_allocator()
     learner = load_learner(cfg.checkpoint)
     if card := learner.hparams["card"]:
         check_compatible(store.card, card, f"the checkpoint {cfg.checkpoint}")
-    return learner.model.to(device), device
+    return store, settings, learner.model.to(device), device

@@ -18,9 +18,6 @@ def main(cfg: DictConfig) -> None:
 
     if OmegaConf.is_missing(cfg.game, "name"):
         raise UserError("the game is missing; give it as game=..., e.g. game=pong (conf/game has them all)")
-    for name, least in (("steps", 1), ("seed", 0)):
-        if not isinstance(cfg[name], int) or cfg[name] < least:
-            raise UserError(f"{name}={cfg[name]} must be a whole number of at least {least}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is finished stays
     source = plain(cfg.source)
     card_of, path = source.pop("_card_"), Path(cfg.store).absolute()

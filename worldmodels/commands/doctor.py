@@ -1,6 +1,5 @@
 """Say what this machine can do: cores, memory, GPU, precision, ROMs, versions, speed."""
 
-import json
 import os
 import tempfile
 import time
@@ -9,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from worldmodels.commands._results import write_metrics
 from worldmodels.config import command
 
 PACKAGES = ("lightning", "torchmetrics", "diffusers", "zarr", "ale-py", "gymnasium", "hydra-core", "wandb", "numpy")
@@ -22,11 +22,7 @@ def main(cfg: DictConfig) -> None:
     for name, fact in facts.items():
         print(f"{name:<22} {'none' if fact is None else fact}")
     if cfg.out is not None:
-        out = Path(cfg.out).absolute()
-        out.mkdir(parents=True, exist_ok=True)
-        facts["seconds"] = round(time.perf_counter() - start, 1)
-        (out / "metrics.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        print(out)
+        write_metrics(Path(cfg.out).absolute(), facts | {"seconds": round(time.perf_counter() - start, 1)})
 
 
 def examine() -> dict[str, Any]:

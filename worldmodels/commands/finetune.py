@@ -1,13 +1,16 @@
 """Move a trained world model to another game, beside one trained from scratch for as many steps."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from worldmodels.commands._results import settings_of, write_metrics
 from worldmodels.config import command, load_learner, plain
+
+RUNS = {"finetuned": "finetune", "scratch": "scratch"}
+"""Folder of each run to the beginning of its figures' names."""
 
 
 @command("finetune")
@@ -15,67 +18,57 @@ def main(cfg: DictConfig) -> None:
     """Train twice with the same settings, steps and data; compare on the test split; draw both curves."""
     began, out = time.monotonic(), Path(cfg.out).absolute()
     from worldmodels.data.card import check_compatible
+    from worldmodels.data.disk import read_json
     from worldmodels.data.store import Store
+    from worldmodels.evaluation.report import best_static
+    from worldmodels.learners.fit import fit
 
-    store = Store.open(cfg.store)
-    learner = load_learner(cfg.checkpoint)
-    what = f"the checkpoint {cfg.checkpoint}"
-    check_compatible(store.card, learner.hparams["card"], what, same_game=False)
-    model = dict(learner.hparams["model"])
-    names = ["finetuned", "scratch"] if cfg.scratch else ["finetuned"]
-    metrics, done = _metrics(out), {}
-    for name in names:
+    store, learner = Store.open(cfg.store), load_learner(cfg.checkpoint)
+    check_compatible(store.card, learner.hparams["card"], f"the checkpoint {cfg.checkpoint}", same_game=False)
+    settings, model = settings_of(cfg, store), dict(learner.hparams["model"])
+    runs: dict[str, Any] = {}
+    for name in RUNS if cfg.scratch else ["finetuned"]:
         print(f"{name} on {store.card['game']}:")
-        done[name] = _train(cfg, model, out / name, learner.model.state_dict() if name == "finetuned" else None)
-    work = {"settings": plain(cfg), "model": model, "runs": done}
-    if metrics.get("work") == json.loads(json.dumps(work)):
+        weights = learner.model.state_dict() if name == "finetuned" else None
+        its_own = plain(OmegaConf.merge(cfg, {"out": str(out / name)}))  # its paths are relative to `out`
+        runs[name] = fit({**settings, **its_own, "model": model}, out / name, weights)
+    if not all(runs.values()):  # a rank that only helps
+        return
+    work = {"settings": settings, "model": model, "runs": runs}
+    if (out / "metrics.json").exists() and read_json(out / "metrics.json").get("work") == work:
         print(out)
         return
     figures: dict[str, Any] = {"horizons": list(cfg.horizons)}
-    for name in names:
-        short = {"finetuned": "finetune"}.get(name, name)
-        figures[f"{short}_psnr_changed_db"] = _judge(out / name / "best.ckpt", store, cfg)
-        print(f"{name}: test PSNR on changed pixels at {cfg.horizons}: {figures[f'{short}_psnr_changed_db']} dB")
-    _draw(out, names)
+    for name in runs:
+        judged = _judge(out / name / "best.ckpt", store, cfg)
+        # the model's own figures under its name; those of the static baselines are the same for both
+        figures |= {k if "static" in k else f"{RUNS[name]}_{k}": v for k, v in judged.items()}
+        print(f"{name}: test PSNR on changed pixels at {cfg.horizons}: {judged['psnr_changed_db']} dB")
+    print(f"best static blend: {best_static(figures['psnr_changed_static_db'])} dB")
+    _draw(out, list(runs))
     # training is counted by the runs themselves, whatever came between; the rest is what this command did now
-    trained = sum(run["seconds"] for run in done.values())
-    figures["seconds"] = round(max(trained, time.monotonic() - began), 1)
-    (out / "metrics.json").write_text(json.dumps(figures | {"work": work}, indent=2) + "\n", encoding="utf-8")
-    print(out)
+    seconds = max(sum(run["seconds"] for run in runs.values()), time.monotonic() - began)
+    write_metrics(out, {**figures, "seconds": round(seconds, 1), "work": work})
 
 
-def _metrics(out: Path) -> dict[str, Any]:
-    path = out / "metrics.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _train(cfg: DictConfig, model: dict[str, Any], out: Path, weights: Any) -> dict[str, Any]:
-    from worldmodels.learners.fit import fit
-
-    settings = plain(
-        OmegaConf.merge(cfg, {"out": str(out)})
-    )  # its paths are relative to `out`, here one of two folders
-    return fit({**settings, "model": model}, out, weights)
-
-
-def _judge(checkpoint: Path, store: Any, cfg: DictConfig) -> list[float]:
+def _judge(checkpoint: Path, store: Any, cfg: DictConfig) -> dict[str, Any]:
     from worldmodels.evaluation.quality import rollout_quality
+    from worldmodels.hardware import accelerator
 
-    model = load_learner(checkpoint).model
-    options = {"windows": cfg.windows, "horizons": list(cfg.horizons), "burn_in": cfg.burn_in}
-    figures = rollout_quality(model, store, reward_rows=0, progress=False, **options)
-    return figures["psnr_changed_db"]
+    device = accelerator(cfg.trainer.accelerator)
+    options = {"windows": cfg.windows, "horizons": list(cfg.horizons), "burn_in": cfg.burn_in, "device": device}
+    figures = rollout_quality(load_learner(checkpoint).model.to(device), store, reward_rows=0, **options)
+    return {k: figures[k] for k in ("psnr_db", "psnr_changed_db", "psnr_static_db", "psnr_changed_static_db")}
 
 
 def _draw(out: Path, names: list[str]) -> None:
     from worldmodels.evaluation.pictures import plot
     from worldmodels.evaluation.report import training_curves
 
-    curves = {name: training_curves(out / name / "metrics.csv")["val/rollout_psnr_changed"] for name in names}
     labels = {"finetuned": "fine-tuned", "scratch": "from scratch"}
+    curves = {labels[n]: training_curves(out / n / "metrics.csv")["val/rollout_psnr_changed"] for n in names}
     for suffix in ("svg", "png"):
-        title = "validation rollouts, changed pixels"
-        plot(out / f"curves.{suffix}", {title: {labels[n]: c for n, c in curves.items()}}, "optimizer step", "PSNR, dB")
+        plot(out / f"curves.{suffix}", {"validation rollouts, changed pixels": curves}, "optimizer step", "PSNR, dB")
 
 
 if __name__ == "__main__":

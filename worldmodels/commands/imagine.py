@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from worldmodels.commands._results import finished, load_model, settings_of, write_metrics
+from worldmodels.commands._results import prepare, write_metrics
 from worldmodels.config import command
 
 
@@ -15,20 +15,18 @@ def main(cfg: DictConfig) -> None:
     import numpy as np
     import torch
 
-    from worldmodels.data.store import Store
+    from worldmodels.data.disk import make_folder
     from worldmodels.evaluation.dreams import dream, write_files, write_store
     from worldmodels.evaluation.quality import window_starts
     from worldmodels.imagination import LoggedActions, RandomPolicy
 
     began, out = time.monotonic(), Path(cfg.out).absolute()
-    store = Store.open(cfg.store)
-    settings = settings_of(cfg, store)
-    if finished(out, settings):
+    if (prepared := prepare(cfg, out)) is None:
         return
-    model, device = load_model(cfg, store)
+    store, settings, model, device = prepared
     starts = window_starts(store, cfg.split, cfg.burn_in + cfg.horizon, cfg.rollouts)
     windows = store.read(starts, cfg.burn_in + cfg.horizon)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     generator = torch.Generator(device).manual_seed(cfg.seed)
     seen = np.unique(store.column("action")).tolist()  # the model knows no others
     policies = {
@@ -49,7 +47,6 @@ def main(cfg: DictConfig) -> None:
         figures[f"{name}_terminations"] = int((d["terminated"] & d["mask"]).sum())
     print(", ".join(f"{value} {key.replace('_', ' ')}" for key, value in figures.items()))
     write_metrics(out, {**figures, "seconds": round(time.monotonic() - began, 1), "settings": settings})
-    print(out)
 
 
 if __name__ == "__main__":

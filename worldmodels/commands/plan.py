@@ -1,6 +1,5 @@
 """Say what a training run would cost on this machine in time, memory and disk, before it starts."""
 
-import json
 import resource
 import sys
 import time
@@ -9,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from worldmodels.commands._results import write_metrics
 from worldmodels.config import build, command, plain, sized
 
 CHECKPOINTS = 2  # best and last
@@ -28,10 +28,7 @@ def main(cfg: DictConfig) -> None:
         if figures[need] > figures[have]:
             print(f"warning: {need} {figures[need]} is more than {have} {figures[have]}", file=sys.stderr)
     if settings["out"] is not None:
-        out = Path(settings["out"]).absolute()
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        print(out)
+        write_metrics(Path(settings["out"]).absolute(), figures)
 
 
 def estimate(settings: dict[str, Any], repeats: int = 3) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Fill a store from a source of episodes, from where it was left, and say what it then holds."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from worldmodels.data.card import Card
+from worldmodels.data.disk import disk_errors, read_json, write_json
 from worldmodels.data.store import Store
 from worldmodels.types import Episode, UserError
 
@@ -44,7 +44,7 @@ def collect(
     with Store.create(path, card) as store:
         have = int(store.lengths.sum())
         if have >= steps and metrics.exists():
-            return json.loads(metrics.read_text(encoding="utf-8"))
+            return read_json(metrics)
         progress(have, len(store.lengths))
         if have < steps:
             for episode in play(steps - have, len(store.lengths)):
@@ -53,7 +53,8 @@ def collect(
                 progress(have, len(store.lengths))
         store.seal()
         figures = summary(store) | {"seconds": round(time.monotonic() - began, 1)}
-    metrics.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    with disk_errors(path):
+        write_json(metrics, figures)
     return figures
 
 

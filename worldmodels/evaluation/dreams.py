@@ -1,6 +1,5 @@
 """Dreams as files: films and strips to look at, arrays to compute with, and a store to train on."""
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from worldmodels.data.card import Card, card_digest
+from worldmodels.data.disk import atomic, disk_errors, remove
 from worldmodels.data.store import Store
 from worldmodels.evaluation.pictures import difference, montage, strip, write_gif, write_mp4
 from worldmodels.evaluation.quality import track
@@ -104,14 +104,14 @@ def write_store(
     Raises:
         UserError: the folder holds anything but imagined play.
     """
-    if path.exists():
-        if not (path / "sources" / "imagined.json").is_file():
-            raise UserError(f"{path} holds something other than imagined play; give another folder with out=...")
-        shutil.rmtree(path)
-    with Store.create(path, _card(dreams, real, checkpoint_sha256)) as store:
-        for name, d in dreams.items():
-            for k, (episode, first) in enumerate(starts.tolist()):
-                store.append(_episode({key: v[k] for key, v in d.items()}, {"actions": name, "from": [episode, first]}))
+    if path.exists() and not (path / "sources" / "imagined.json").is_file():
+        raise UserError(f"{path} holds something other than imagined play; give another folder with out=...")
+    with disk_errors(path), atomic(path) as tmp:
+        with Store.create(tmp, _card(dreams, real, checkpoint_sha256)) as store:
+            for name, d in dreams.items():
+                for k, start in enumerate(starts.tolist()):
+                    store.append(_episode({key: v[k] for key, v in d.items()}, {"actions": name, "from": start}))
+        remove(path)
 
 
 def _card(dreams: Mapping[str, Mapping[str, Tensor]], real: Store, checkpoint_sha256: str) -> Card:

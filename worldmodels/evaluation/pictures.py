@@ -85,7 +85,9 @@ def write_gif(path: str | Path, frames: Tensor, fps: int = FPS) -> Path:
     """Film (T, C, H, W) uint8 as an endless gif, slowed to the next whole hundredth of a second a frame."""
     import imageio.v3 as iio
 
-    iio.imwrite(path, frames.permute(0, 2, 3, 1).numpy(), duration=10 * -(-100 // fps), loop=0)
+    images, options = frames.permute(0, 2, 3, 1).numpy(), {"duration": 10 * -(-100 // fps), "loop": 0}
+    # by way of memory: where a disk is full the writer's own file would complain once more when it is thrown away
+    Path(path).write_bytes(iio.imwrite("<bytes>", images, extension=".gif", **options))
     return Path(path)
 
 

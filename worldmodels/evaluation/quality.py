@@ -205,9 +205,9 @@ def reward_quality(
     sampling rate, so that the figures hold for the natural mixture of rows. `reward_macro_f1` is the mean F1 of the
     classes -1 and +1 that occur; the class zero is left out. Rows without a whole context are left out.
     """
-    rows, truth = [], []
+    rows, truth, rewards = [], [], store.column("reward")
     for e in store.splits[split]:
-        reward = store.column("reward")[store.offsets[e] : store.offsets[e + 1]]
+        reward = rewards[store.offsets[e] : store.offsets[e + 1]]
         t = np.arange(burn_in, len(reward))
         rows.append(np.stack([np.full_like(t, e), t], axis=1))
         truth.append(np.sign(reward[burn_in:]))

@@ -83,8 +83,8 @@ def write_report(run: str | Path, stores: Mapping[str, str | Path], out: str | P
     collected = {f"collect {game}": _json(Path(store) / "metrics.json") for game, store in stores.items()}
     seconds = {name: m["seconds"] for name, m in (collected | metrics).items() if m.get("seconds") is not None}
     report = figures(metrics, seconds)
-    quality = metrics["quality"]
-    dreams, baselines = run / STAGES["imagine"], _baselines(quality)
+    quality, finetuned = metrics["quality"], metrics["finetune"]
+    dreams, baselines = run / STAGES["imagine"], _baselines(quality, {"model": ""})
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(
         Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     )
@@ -100,6 +100,8 @@ def write_report(run: str | Path, stores: Mapping[str, str | Path], out: str | P
         strips=_embedded(dreams, STRIPS),
         training=_training(run / STAGES["train"], out),
         transfer=_embedded(run / STAGES["finetune"], TRANSFER),
+        transfer_horizons=finetuned.get("horizons", []),
+        transfer_baselines=_baselines(finetuned, {"fine-tuned": "finetune_", "from scratch": "scratch_"}),
         cards=[(f"{game}: {store}", card) for game, store in stores.items() if (card := _card(Path(store)))],
         seconds=[(name, f"{s:,.0f} s") for name, s in [*seconds.items(), ("together", sum(seconds.values()))]],
         environment=_environment(),
@@ -130,7 +132,7 @@ def psnr_plot(path: str | Path, quality: Mapping[str, Any]) -> Path:
             "model": (x, quality[f"{name}_db"]),
             "copy the last frame": (x, static["1.0"]),
             "median frame": (x, static["0.0"]),
-            "best blend of both": (x, _best(static)),
+            "best blend of both": (x, best_static(static)),
         }
     return plot(path, panels, "steps after the last real frame", "PSNR, dB", log="x")
 
@@ -157,7 +159,8 @@ def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _best(static: Mapping[str, Sequence[float | None]]) -> list[float | None]:
+def best_static(static: Mapping[str, Sequence[float | None]]) -> list[float | None]:
+    """The PSNR of the blend that does best at each horizon, from `psnr*_static_db` of quality.py."""
     return [max((v for v in values if v is not None), default=None) for values in zip(*static.values(), strict=True)]
 
 
@@ -186,19 +189,16 @@ def _row(bar: Bar, report: Mapping[str, Any], quality: Mapping[str, Any]) -> dic
     }
 
 
-def _baselines(quality: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    rows = []
+def _baselines(judged: Mapping[str, Any], models: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    """Rows of PSNR: of each model, by label and what its figures' names begin with, and of the static baselines."""
+    rows: dict[str, Sequence[float | None]] = {}
     for title, name in (("all pixels", "psnr"), ("changed", "psnr_changed")):
-        if not (static := quality.get(f"{name}_static_db")):
-            return []
-        for label, values in (
-            ("model", quality[f"{name}_db"]),
-            ("copy the last frame", static["1.0"]),
-            ("median frame", static["0.0"]),
-            ("best blend of both", _best(static)),
-        ):
-            rows.append((f"{title}: {label}", [_number(v) for v in values]))
-    return rows
+        if static := judged.get(f"{name}_static_db"):
+            found = {label: judged.get(f"{start}{name}_db") for label, start in models.items()}
+            rows |= {f"{title}: {label}": values for label, values in found.items() if values}
+            rows[f"{title}: copy the last frame"], rows[f"{title}: median frame"] = static["1.0"], static["0.0"]
+            rows[f"{title}: best blend of both"] = best_static(static)
+    return [(name, [_number(v) for v in values]) for name, values in rows.items()]
 
 
 def _embedded(folder: Path, captions: Mapping[str, str]) -> list[dict[str, str]]:
@@ -210,16 +210,11 @@ def _training(folder: Path, out: Path) -> list[dict[str, str]]:
     curves = training_curves(log_file) if log_file.is_file() else {}
     losses = {k: v for k, v in curves.items() if "loss" in k and len(v[0]) > 1}
     rollouts = {k: curves[k] for k in sorted(curves, reverse=True) if "psnr" in k and len(curves[k][0]) > 1}
+    chosen = "Rollouts on validation episodes, by which the best checkpoint is chosen."
     found = []
     for name, some, y_label, log, caption in (
         ("losses", losses, "loss", "y", "Losses over the optimizer's steps."),
-        (
-            "rollouts",
-            rollouts,
-            "PSNR, dB",
-            "",
-            "Rollouts on validation episodes, by which the best checkpoint is chosen.",
-        ),
+        ("rollouts", rollouts, "PSNR, dB", "", chosen),
     ):
         if some:
             path = plot(out / f"{name}.svg", {"": dict(list(some.items())[:5])}, "optimizer step", y_label, log)

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import json
 import logging
 import os
 import shutil
@@ -18,12 +17,14 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
 from worldmodels import hardware
 from worldmodels.callbacks import AtomicCheckpointIO, Progress
 from worldmodels.config import build, dotted, read_checkpoint
 from worldmodels.data.card import check_compatible
+from worldmodels.data.disk import make_folder, read_json, write_json
 from worldmodels.types import UserError
 
 SCORE = "val/rollout_psnr_changed"
@@ -50,15 +51,18 @@ def fit(settings: Mapping[str, Any], out: str | Path, weights: Mapping[str, Any]
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM, with the state saved.
     """
     out = Path(out).absolute()
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     if settings["resume"] not in ("auto", "never"):
         raise UserError(f"resume={settings['resume']} is unknown; choose auto or never")
     max_steps = settings["trainer"]["max_steps"]
-    checkpoint = _resume_point(out, settings["resume"])
-    if checkpoint is not None and _rank() == 0:
-        _warn_of_differences(out, settings)
-        done = json.loads((out / "metrics.json").read_text()) if (out / "metrics.json").exists() else {}
+    checkpoint = _resume_point(out) if settings["resume"] == "auto" else None
+    stored = read_checkpoint(checkpoint)["hyper_parameters"] if checkpoint is not None and _rank() == 0 else None
+    if stored is not None:
+        if stored["model"] != settings["model"]:
+            raise UserError(f"{out} holds a run of another model; give another out=DIR, or resume=never to begin again")
+        done = read_json(out / "metrics.json") if (out / "metrics.json").exists() else {}
         if done.get("steps", 0) >= max_steps and (out / "best.ckpt").exists():
+            _warn_of_differences(out, settings)
             print(f"finished before, at step {done['steps']}; resume=never begins again")
             return done
 
@@ -70,8 +74,14 @@ def fit(settings: Mapping[str, Any], out: str | Path, weights: Mapping[str, Any]
     learner = build(settings["learner"], model=settings["model"], card=data.card)
     if weights is not None:
         learner.model.load_state_dict(weights)
-    if checkpoint is not None:
-        _check_resumable(checkpoint, settings["model"], data.card)
+    horizons, length = learner.hparams["horizons"], data.validation["length"]
+    if length <= max(horizons):
+        raise UserError(f"data.validation.length={length} must be more than the longest of learner.horizons={horizons}")
+    if stored is not None:
+        check_compatible(data.card, stored["card"], f"the run {out}")
+        _warn_of_differences(out, settings)
+    elif settings["resume"] == "never" and _rank() == 0:
+        _clear(out)
     trainer = _trainer(settings, out, device)
     if trainer.is_global_zero:
         OmegaConf.save(OmegaConf.create(dict(settings)), out / "config.yaml")
@@ -124,17 +134,20 @@ def _trainer(settings: Mapping[str, Any], out: Path, device: str) -> L.Trainer:
     extra = {"worldmodels.callbacks.EMA": {"device": device}}
     callbacks = [build(c, **extra.get(c["_target_"], {})) for c in settings["callbacks"].values() if c]
     loggers = [_logger(c, out) for c in settings["logger"].values() if c]
-    return L.Trainer(
-        **options,
-        max_epochs=-1,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        default_root_dir=out,  # where Lightning saves when SLURM asks it to, the same after each requeue
-        callbacks=callbacks,
-        logger=loggers,
-        plugins=[AtomicCheckpointIO()],
-    )
+    try:
+        return L.Trainer(
+            **options,
+            max_epochs=-1,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            default_root_dir=out,  # where Lightning saves when SLURM asks it to, the same after each requeue
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=[AtomicCheckpointIO()],
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise UserError(f"Lightning refuses the settings of trainer: {error}") from error
 
 
 def _logger(cfg: Mapping[str, Any], out: Path) -> Any:
@@ -153,24 +166,25 @@ def _logger(cfg: Mapping[str, Any], out: Path) -> Any:
     return logger
 
 
-def _resume_point(out: Path, resume: str) -> Path | None:
+def _resume_point(out: Path) -> Path | None:
     """The newest of last.ckpt and what Lightning wrote for a SLURM requeue; the latter is done with after this."""
     requeued = list(out.glob("hpc_ckpt_*.ckpt"))
     found = [path for path in [out / "last.ckpt", *requeued] if path.exists()]
     if _rank() != 0:  # rank 0 tidies up; the others load what it leaves, once training has begun
-        return out / "last.ckpt" if found and resume == "auto" else None
+        return out / "last.ckpt" if found else None
     newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
     if newest is not None and newest.name != "last.ckpt":
         newest = newest.replace(out / "last.ckpt")
     for path in requeued:
         path.unlink(missing_ok=True)
-    if resume == "never":
-        for name in ("last.ckpt", "best.ckpt", "metrics.json", "wandb_id"):
-            (out / name).unlink(missing_ok=True)
-        for log in out.glob("logs/version_*/metrics.csv"):
-            log.unlink()
-        return None
     return newest
+
+
+def _clear(out: Path) -> None:
+    """Begin again: drop the earlier run, now that nothing is left that could refuse the new one."""
+    names = ("last.ckpt", "best.ckpt", "metrics.json", "wandb_id", "hpc_ckpt_*.ckpt", "logs/version_*/metrics.csv")
+    for path in [path for name in names for path in out.glob(name)]:
+        path.unlink()
 
 
 def _warn_of_differences(out: Path, settings: Mapping[str, Any]) -> None:
@@ -184,15 +198,6 @@ def _warn_of_differences(out: Path, settings: Mapping[str, Any]) -> None:
             f"warning: settings differ from those that {out} was begun with: {'; '.join(differ)}. "
             "The optimiser goes on with the stored ones; resume=never begins again with the new ones.",
             file=sys.stderr,
-        )
-
-
-def _check_resumable(path: Path, model: Mapping[str, Any], card: Mapping[str, Any]) -> None:
-    stored = read_checkpoint(path)["hyper_parameters"]
-    check_compatible(card, stored["card"], f"the run {path.parent}")
-    if stored["model"] != model:
-        raise UserError(
-            f"{path.parent} holds a run with another model; give another out=DIR, or resume=never to begin again"
         )
 
 
@@ -211,8 +216,7 @@ def _write_metrics(trainer: L.Trainer, learner: L.LightningModule, out: Path, di
         "environment": hardware.summary(),
     }
     _merge_logs(out)
-    (out / "metrics.json.tmp").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    (out / "metrics.json.tmp").replace(out / "metrics.json")
+    write_json(out / "metrics.json", figures)
     if best is not None:
         print(f"best rollout PSNR on changed pixels {best.item():.2f} dB, after {figures['seconds']:.0f} s of training")
     return figures
@@ -237,12 +241,5 @@ def _quiet() -> None:
     """Leave Lightning's warnings that do not concern this program out, and its advertisements."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for text in (
-        "does not have many workers",
-        "find any LR",
-        "save_hyperparameters",
-        "LeafSpec",
-        "sync_dist",
-        "exists and",
-    ):
-        warnings.filterwarnings("ignore", f".*{text}.*")
+    known = "does not have many workers|find any LR|save_hyperparameters|LeafSpec|sync_dist|exists and"
+    warnings.filterwarnings("ignore", f".*({known}).*")

@@ -232,13 +232,7 @@ def _work(writer: Connection, inherited: list[Connection], numbers: Iterator[int
 _env = lru_cache(1)(AtariEnv)  # one console per process is kept between episodes
 
 
-def play(
-    number: int,
-    protocol: Protocol,
-    seed: int,
-    mixture: tuple[tuple[str, float], ...],
-    switch: float,
-) -> Episode:
+def play(number: int, protocol: Protocol, seed: int, mixture: tuple[tuple[str, float], ...], switch: float) -> Episode:
     """Episode `number` of the collection `seed`, from the start to its end; arguments as in `atari_play`."""
     # The number is not in word 0 of the counter, which numpy increments.
     rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, number, 0, 0]))

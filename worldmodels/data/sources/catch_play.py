@@ -60,13 +60,5 @@ def catch_play(
         last[-1] = True
         steps -= len(taken)
         info = {"episode": number, "seed": seed, "return": sum(rewards)}
-        yield Episode(
-            np.stack(frames[:-1]),
-            np.array(taken, np.uint8),
-            np.array(rewards, np.float32),
-            last,
-            none,
-            none.copy(),
-            frames[-1],
-            info,
-        )
+        columns = np.stack(frames[:-1]), np.array(taken, np.uint8), np.array(rewards, np.float32)
+        yield Episode(*columns, last, none, none.copy(), frames[-1], info)
