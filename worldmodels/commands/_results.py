@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def prepare(cfg: DictConfig, out: Path) -> tuple[Any, dict[str, Any], Any, str] 
     from worldmodels.data.store import Store
     from worldmodels.hardware import accelerator, tune_allocator
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     store = Store.open(cfg.store)
     settings = settings_of(cfg, store)
     if finished(out, settings):
