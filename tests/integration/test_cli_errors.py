@@ -48,6 +48,11 @@ def test_list_of_commands(in_process: RUN) -> None:
         (["train", "experiment=catch", "store=nowhere", "out=x"], ["nowhere", "worldmodels collect"]),
         (["train", "experiment=catch", "out=x", "resume=maybe"], ["resume=maybe", "auto or never"]),
         (["train", "experiment=catch", "out=/dev/null/x"], ["/dev/null", "another folder"]),
+        (["train", "experiment=catch", "out="], ["'out' is empty"]),
+        (["train", "experiment=catch", "store=[1", "out=x"], ["cannot read 'store=[1'"]),
+        (["train", "experiment=catch", "store=S", "out=/proc/x"], ["no folder can be made at /proc/x"]),
+        (["collect", "game=catch", "store=/proc/x"], ["no folder can be made at /proc/x"]),
+        (["collect", "game=catch", "source.skill=abc", "store=x"], ["source.skill=abc does not work", "0.3"]),
         (["finetune", "checkpoint=none.ckpt", "store=S", "out=x"], ["none.ckpt", "worldmodels train"]),
     ],
 )
@@ -68,6 +73,12 @@ def test_mistakes(
         (["learner.schedule=step"], ["schedule=step", "constant, cosine, linear"]),
         (["learner._target_=os.system"], ["'os.system' is not trusted", "worldmodels."]),
         (["model._target_=subprocess.run"], ["'subprocess.run' is not trusted"]),
+        (["seed=abc"], ["seed=abc must be a whole number of at least 0"]),
+        (["trainer.max_steps=0"], ["trainer.max_steps=0", "at least 1"]),
+        (["trainer.devices=0"], ["settings of trainer", "devices=0"]),
+        (["learner.horizons=[]"], ["learner.horizons=[]", "at least 1"]),
+        (["learner.lr=fast"], ["learner.lr=fast does not work", "learner.lr=0.001"]),
+        (["data.validation.length=2"], ["data.validation.length=2", "learner.horizons"]),
         (["model.image_size=24"], ["20", "24", "image_size"]),
     ],
 )
@@ -115,6 +126,9 @@ def test_checkpoint_truncated_or_of_other_data(
     assert "obs.height=32" in err
     assert "20" in err
     last = out / "last.ckpt"
+    for wrong in ([f"store={tmp_path / 'none'}"], [f"store={catch_store}", "trainer.accelerator=tpu"]):
+        refused(*args, *wrong, "resume=never")
+        assert last.exists(), "what is there is kept until the new run can begin"
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
     err = refused(*args, f"store={catch_store}", "trainer.max_steps=4")
     assert "truncated or damaged" in err

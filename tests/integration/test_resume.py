@@ -28,7 +28,13 @@ SETTINGS += ["trainer.log_every_n_steps=1", "callbacks.progress.every=0"]
 
 def start(*settings: str, **more_environment: str) -> subprocess.Popen[str]:
     command, env = arguments("train", *SETTINGS, *settings), environment() | more_environment
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    # a shell that runs the tests in the background has them, and so their children, ignore Ctrl-C
+    return subprocess.Popen(command, env=env, preexec_fn=heed_interrupts, **streams)
+
+
+def heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for_step(process: subprocess.Popen[str], step: int) -> None:

@@ -79,6 +79,9 @@ def test_finetune(in_process: RUN, run_folder: Path, tmp_path: Path) -> None:
     assert len(metrics["finetune_psnr_changed_db"]) == len(metrics["scratch_psnr_changed_db"]) == 1
     # eight steps do not undo fifty of training: the one that starts ahead stays ahead
     assert metrics["finetune_psnr_changed_db"][0] > metrics["scratch_psnr_changed_db"][0]
+    assert len(metrics["psnr_changed_static_db"]) == len(metrics["psnr_static_db"]) == 11
+    assert len(metrics["finetune_psnr_db"]) == 1
+    assert "best static blend" in shown
     for name in ("finetuned/best.ckpt", "scratch/last.ckpt", "curves.svg", "curves.png"):
         assert (out / name).stat().st_size > 0
     written = (out / "metrics.json").stat().st_mtime_ns

@@ -106,6 +106,16 @@ def test_a_failed_write_spares_the_old_checkpoint(tmp_path: Path, monkeypatch: p
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_is_told_as_such_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(Path, "open", lambda *_: open("/dev/full", "wb"))  # noqa: SIM115
+    with pytest.raises(OSError, match="No space left"):
+        AtomicCheckpointIO().save_checkpoint({"a": torch.zeros(100_000)}, path)
+    assert path.stat().st_size == 3
+
+
 def test_hardware_settings() -> None:
     assert accelerator("auto") in ("cpu", "cuda", "mps")
     assert precision("auto", "cpu") in ("bf16-mixed", "32-true")

@@ -57,6 +57,10 @@ def run(tmp_path):
     write_mp4(imagine / "logged.mp4", film)
     strip(imagine / "strip_logged.png", {"real": film}, (0, 1))
     finetune = {"finetune_psnr_changed_db": [15.0, 14.0], "scratch_psnr_changed_db": [13.0, 12.0], "seconds": 100}
+    finetune |= {
+        "horizons": [1, 8],
+        "psnr_changed_static_db": {"0.0": [9.0, 8.0], "0.5": [9.5, 7.0], "1.0": [6.0, 5.0]},
+    }
     plot(put(run / "breakout", finetune) / "curves.svg", {"": {"a": ((0, 1), (0.0, 1.0))}}, "step", "dB")
     store = put(tmp_path / "store", {"seconds": 9})
     (store / "sources").mkdir()
@@ -87,6 +91,18 @@ def test_bars_are_judged(run):
     assert "met" not in row_of(html, "pong.reward_f1_events").split("</code>")[1]
     assert "2 of 4 bars are met" in html
     assert re.search(r"changed: best blend of both.*25\.25", html, re.S)
+
+
+def test_the_move_is_shown_beside_static_frames(run):
+    html = write_report(run, {})[0].read_text().partition("Moved to another game")[2]
+    rows = {
+        "fine-tuned": ("15.00", "14.00"),
+        "from scratch": ("13.00", "12.00"),
+        "copy the last frame": ("6.00", "5.00"),
+        "best blend of both": ("9.50", "8.00"),
+    }
+    for label, (near, far) in rows.items():
+        assert re.search(rf"changed: {label}</td>[^/]*{near}</td>[^/]*{far}</td>", html), label
 
 
 def test_the_page_stands_alone(run):
