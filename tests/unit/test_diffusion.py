@@ -1,5 +1,7 @@
 """models/diffusion.py: published sizes, EDM identities, masks, and the conformance of every world model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -76,10 +78,10 @@ def test_untrained_denoiser_is_its_skip_connection():
     action = torch.zeros(2, 4, dtype=torch.long)
     for level in (1e-4, 0.5, 5.0):
         sigma = torch.full((2,), level)
-        output, _, denoised = model.denoiser.predict(noisy, sigma, context, action)
-        assert (output - output.mean()).abs().max() < 1e-6 or output.abs().max() < 0.2  # only conv_out's bias is left
         c = preconditioners(sigma, 0.5)
-        torch.testing.assert_close(denoised, c.c_skip * noisy + c.c_out * output)
+        denoised, c_out = model.denoiser.predict(noisy, sigma, context, action, torch.zeros(2, 3, 16, 16))
+        torch.testing.assert_close(c_out, c.c_out)
+        assert (denoised - c.c_skip * noisy).abs().amax() <= 0.2 * c_out.max()  # only conv_out's bias is left
 
 
 def test_centred_denoiser_starts_as_copy_of_the_last_frame():
@@ -87,6 +89,24 @@ def test_centred_denoiser_starts_as_copy_of_the_last_frame():
     segment = conformance.random_segment(2, 5, 3, 16)
     rollout = imagine(model, LoggedActions(segment.action), segment, 1, conformance.generator())
     assert (rollout.obs[:, 1].int() - segment.obs[:, -1].int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize("still", [0.0, 0.1])
+def test_what_hardly_changes_is_left_still(still):
+    model = micro(denoiser={"centre": "last", "rounding": True, "still": still}, sampler={"start": "sigma"})
+    torch.nn.init.normal_(model.denoiser.network.conv_out.weight, std=0.03)
+    segment = conformance.random_segment(2, 5, 3, 16)
+    segment = replace(segment, obs=segment.obs // 2 + 64)  # away from black and white, where changes are cut off
+    rollout = imagine(model, LoggedActions(segment.action), segment, 1, conformance.generator())
+    change = (rollout.obs[:, 1].int() - segment.obs[:, -1].int()).abs().amax(1)
+    assert change.max() > 13, "nothing to tell the two apart by"
+    assert ((change > 1) & (change < 12)).any() == (still == 0)  # 0.1 is 12.75 levels of 255
+
+
+def test_centre_moved_needs_four_frames():
+    network = {"context": 3}
+    with pytest.raises(UserError, match="4 frames of context"):
+        micro(denoiser={"centre": "moved", "network": network})
 
 
 def test_loss_of_an_untrained_network_is_the_variance_of_its_target():
@@ -188,7 +208,7 @@ def test_learns_a_moving_square():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"denoiser": {"centre": "first"}}, "allowed are 'none' and 'last'"),
+        ({"denoiser": {"centre": "first"}}, "allowed are 'none', 'last' and 'moved'"),
         (
             {
                 "denoiser": {

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from worldmodels.nn.unet import Encoder, UNet, conv3x3, groups
 from worldmodels.ops.edm import add_noise, karras_sigmas, preconditioners, sample, training_sigmas
+from worldmodels.ops.motion import move_on
 from worldmodels.types import Metrics, Segment, State, Step, UserError
 
 FRAME_STD = 0.5  # standard deviation by which frames are divided where they enter a network (DIAMOND's sigma_data)
@@ -56,6 +57,7 @@ class DenoiserNetwork(nn.Module):
         depths: residual blocks of each level.
         attention: whether each level attends (the middle always does).
         patch: side of the pixel patches that are folded into channels before the first convolution (1: none).
+        hints: further frames that come with the context.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class DenoiserNetwork(nn.Module):
         depths: list[int],
         attention: list[bool],
         patch: int = 1,
+        hints: int = 0,
     ) -> None:
         super().__init__()
         self.patch = patch
@@ -76,14 +79,14 @@ class DenoiserNetwork(nn.Module):
         self.condition = nn.Sequential(
             nn.Linear(cond_channels, cond_channels), nn.SiLU(), nn.Linear(cond_channels, cond_channels)
         )
-        self.conv_in = conv3x3((context + 1) * image_channels * patch**2, channels[0])
+        self.conv_in = conv3x3((context + hints + 1) * image_channels * patch**2, channels[0])
         self.unet = UNet(channels, depths, cond_channels, attention)
         self.norm_out = nn.GroupNorm(groups(channels[0]), channels[0])
         self.conv_out = conv3x3(channels[0], image_channels * patch**2)
         nn.init.zeros_(self.conv_out.weight)
 
     def forward(self, noisy: Tensor, c_noise: Tensor, context: Tensor, action: Tensor) -> Tensor:
-        """(B, C, H, W), (B,), (B, L*C, H, W), (B, L) int64 -> (B, C, H, W)."""
+        """(B, C, H, W), (B,), (B, (L + hints)*C, H, W), (B, L) int64 -> (B, C, H, W)."""
         cond = self.condition(self.noise_embedding(c_noise) + self.action_embedding(action).flatten(1))
         x = self.conv_in(F.pixel_unshuffle(torch.cat([context, noisy], dim=1), self.patch))
         x = self.conv_out(F.silu(self.norm_out(self.unet(x, cond))))
@@ -98,8 +101,12 @@ class Denoiser(nn.Module):
         sigma_data: standard deviation of what is denoised (the frame, or its difference from the last frame).
         sigma_offset: standard deviation of the offset noise.
         noise: settings of `ops.edm.training_sigmas`.
-        centre: "none" denoises the frame itself (DIAMOND); "last" its difference from the last context frame, so that
-            an untrained network copies the last frame and sprites stay sharp.
+        centre: what is denoised: with "none" the frame itself (DIAMOND); with "last" its difference from the last
+            context frame, so that an untrained network copies it and sprites stay sharp; with "moved" its difference
+            from the last frame moved on by its own motion (`ops.motion.move_on`), so that what flies goes on flying.
+        reach: for "moved", the largest displacement in a step, pixels down and across.
+        still: a pixel that is predicted this close to the centre, in [-1, 1], is left as the centre has it, so that
+            faint errors do not add up over a rollout (DIAMOND: 0).
         changed_weight: weight in the loss of pixels that differ from the last context frame by more than 8/255,
             where the others weigh 1. 1 is DIAMOND's plain mean.
         rollout: how many further targets are conditioned on the model's own output (DIAMOND: 1).
@@ -118,52 +125,67 @@ class Denoiser(nn.Module):
         rollout: int = 1,
         rounding: bool = False,
         rollout_share: float = 1.0,
+        still: float = 0.0,
+        reach: tuple[int, int] = (5, 7),
     ) -> None:
         super().__init__()
-        if centre not in ("none", "last"):
-            raise UserError(f"denoiser.centre is {centre!r}; allowed are 'none' and 'last'.")
-        self.network = DenoiserNetwork(**network)
+        if centre not in ("none", "last", "moved"):
+            raise UserError(f"denoiser.centre is {centre!r}; allowed are 'none', 'last' and 'moved'.")
+        if centre == "moved" and network["context"] < 4:
+            raise UserError(f"denoiser.centre=moved needs 4 frames of context, not {network['context']}.")
+        self.network = DenoiserNetwork(**network, hints=int(centre == "moved"))
         self.context: int = network["context"]
         self.sigma_data, self.sigma_offset = sigma_data, sigma_offset
         self.noise = noise or {"loc": -0.4, "scale": 1.2, "sigma_min": 2e-3, "sigma_max": 20.0}
         self.centre, self.changed_weight, self.rollout, self.rounding = centre, changed_weight, rollout, rounding
-        self.rollout_share = rollout_share
+        self.rollout_share, self.still, self.reach = rollout_share, still, tuple(reach)
 
-    def centre_of(self, context: Tensor) -> Tensor | float:
+    @torch.no_grad()
+    def centre_of(self, context: Tensor) -> Tensor:
         """What is subtracted from the frame before it is denoised, for context (B, L, C, H, W)."""
-        return context[:, -1] if self.centre == "last" else 0.0
+        if self.centre == "moved":
+            return move_on(context, self.reach)
+        return context[:, -1] if self.centre == "last" else torch.zeros_like(context[:, -1])
 
-    def _scaled(self, context: Tensor) -> Tensor:
-        """Context (B, L, C, H, W) as the network's input (B, L*C, H, W), of about unit variance as the others.
+    def _scaled(self, context: Tensor, centre: Tensor) -> Tensor:
+        """Context (B, L, C, H, W) as the network's input (B, (L + hints)*C, H, W), of about unit variance.
 
-        Centred on the last frame, the earlier ones enter as differences from it: motion stands out of the scene.
+        Centred on a frame, the earlier ones enter as differences from the last: motion stands out of the scene.
         """
         if self.centre == "none":
             return context.flatten(1, 2) / FRAME_STD
         last = context[:, -1:]
-        return torch.cat([(context[:, :-1] - last) / self.sigma_data, last / FRAME_STD], dim=1).flatten(1, 2)
+        frames = [(context[:, :-1] - last) / self.sigma_data, last / FRAME_STD]
+        if self.centre == "moved":
+            frames.append((centre[:, None] - last) / self.sigma_data)
+        return torch.cat(frames, dim=1).flatten(1, 2)
 
-    def predict(self, noisy: Tensor, sigma: Tensor, context: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """F's output, the c_out that scales it, and the denoised frame before clamping (EDM eq. 7).
+    def predict(
+        self, noisy: Tensor, sigma: Tensor, context: Tensor, action: Tensor, centre: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The denoised frame before clamping, and the c_out that scales the network's output in it (EDM eq. 7).
 
         Args:
             noisy: (B, C, H, W) noisy frame less its centre.
             sigma: (B,) noise level.
             context: (B, L, C, H, W) frames in [-1, 1].
             action: (B, L) int64.
+            centre: (B, C, H, W) of `centre_of`.
         """
         c = preconditioners(sigma, self.sigma_data, self.sigma_offset)
-        output = self.network(noisy * c.c_in, c.c_noise, self._scaled(context), action).float()
-        return output, c.c_out, c.c_skip * noisy + c.c_out * output + self.centre_of(context)
+        output = self.network(noisy * c.c_in, c.c_noise, self._scaled(context, centre), action).float()
+        return c.c_skip * noisy + c.c_out * output + centre, c.c_out
 
-    def quantize(self, image: Tensor) -> Tensor:
-        """Nearest frame that 8 bits can hold, still float in [-1, 1]."""
+    def quantize(self, image: Tensor, centre: Tensor) -> Tensor:
+        """The frame as it is shown: what hardly differs from the centre is left still, and 8 bits can hold it."""
+        if self.still:
+            image = torch.where((image - centre).abs().amax(1, keepdim=True) > self.still, image, centre)
         return to_float(to_uint8(image, self.rounding))
 
     @torch.no_grad()
-    def denoise(self, noisy: Tensor, sigma: Tensor, context: Tensor, action: Tensor) -> Tensor:
+    def denoise(self, noisy: Tensor, sigma: Tensor, context: Tensor, action: Tensor, centre: Tensor) -> Tensor:
         """The 8-bit frame (B, C, H, W) in [-1, 1] that the network sees in `noisy`, a noisy frame less its centre."""
-        return self.quantize(self.predict(noisy, sigma, context, action)[2])
+        return self.quantize(self.predict(noisy, sigma, context, action, centre)[0], centre)
 
     def loss(self, segment: Segment, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Mean denoising loss over the targets after the first L frames, and the frames as the model saw them.
@@ -181,7 +203,7 @@ class Denoiser(nn.Module):
             centre = self.centre_of(context)
             sigma = training_sigmas(len(target), **self.noise, generator=generator, device=target.device)
             noisy = add_noise(target - centre, sigma, self.sigma_offset, generator)
-            _, c_out, denoised = self.predict(noisy, sigma, context, action)
+            denoised, c_out = self.predict(noisy, sigma, context, action, centre)
             # EDM's loss on the network's output: the denoised frame's error divided by c_out
             error = ((denoised - target) / c_out).square()
             if self.changed_weight != 1:
@@ -189,7 +211,7 @@ class Denoiser(nn.Module):
                 error = error * torch.where(changed, self.changed_weight, 1.0)
             real = segment.next_mask[:, t - 1].float()
             losses.append((error.mean((1, 2, 3)) * real).sum() / real.sum().clamp(min=1))
-            frames[t] = self.quantize(denoised.detach())
+            frames[t] = self.quantize(denoised.detach(), centre)
         return torch.stack(losses).mean(), torch.stack(frames, dim=1)
 
 
@@ -456,6 +478,6 @@ class DiffusionWorldModel(nn.Module):
         x = noise * s["sigma_max"] + centre if s.get("start", "unit") == "sigma" else noise
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            return self.denoiser.denoise(x - centre, sigma, context, action)
+            return self.denoiser.denoise(x - centre, sigma, context, action, centre)
 
         return sample(denoise, x, sigmas, s.get("order", 1))
