@@ -27,6 +27,7 @@ WHOLE = {
     **dict.fromkeys(("trainer.max_steps", "trainer.val_check_interval", "trainer.accumulate_grad_batches"), 1),
     **dict.fromkeys(("data.validation.windows", "data.validation.batch_size"), 1),
     **dict.fromkeys(("learner.horizons", "callbacks.last.every", "source.processes"), 1),
+    **dict.fromkeys(("processes", "limit", "pictures"), 1),
 }
 """Settings, of whatever command has them, that are whole numbers (or lists of them), and the least they may be."""
 TRUSTED = ("worldmodels.", "torch.optim.", "torch.nn.", "diffusers.", "lightning.pytorch.")

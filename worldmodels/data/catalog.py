@@ -2,15 +2,14 @@
 
 import json
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 
 from worldmodels.data.disk import damaged
-from worldmodels.data.segments import LIFE_LOSS, TERMINATED, TRUNCATED
+from worldmodels.data.segments import LIFE_LOSS, TERMINATED, TRUNCATED, Decoder, columns, read_attributes
 from worldmodels.types import Episode
 
 _DAMAGE = (ValueError, KeyError, EOFError, BadZipFile, zlib.error)
@@ -43,45 +42,67 @@ class Catalog(NamedTuple):
         return Catalog(self.sealed, (*self.staged, path), *arrays)
 
 
-def look(staging: Path, segments: Path, table_of: Callable[[Path], dict[str, Any]]) -> Catalog:
-    """List the episodes: those of the segments in order (`table_of` gives their tables), then the staged ones."""
+def look(staging: Path, segments: Path, seen: Catalog | None = None) -> Catalog:
+    """List the episodes: those of the segments in order, then the staged ones.
+
+    Segments that are in `seen`, an earlier look, are not read again.
+
+    Raises:
+        UserError: a file is damaged.
+    """
     # staging first: an episode that is sealed meanwhile is then seen twice, never missed
     staged = sorted(staging.glob("*.npz"))
     sealed = tuple(sorted(segments.glob("*.zarr")))
-    parts, ids = [np.zeros((4, 0), np.int64)], set[str]()
-    for i, path in enumerate(sealed):
-        table = table_of(path)
-        ids.update(table["ids"])
+    known = seen.sealed if seen and seen.sealed == sealed[: len(seen.sealed)] else ()
+    parts = [np.array(seen[2:])[:, seen.segment >= 0] if seen and known else np.zeros((4, 0), np.int64)]
+    for i, path in enumerate(sealed[len(known) :], len(known)):
+        table = read_attributes(path)
         length, final = np.array(table["lengths"]), np.array(table["has_final"], bool)
         row, final = length.cumsum() - length, np.where(final, final.cumsum() - 1, -1)
         parts.append(np.stack([length, np.full_like(length, i), row, final]))
     catalog = Catalog(sealed, (), *np.concatenate(parts, 1))
+    count = len(catalog.length)
     for path in staged:
-        if path.stem in ids:
+        if path.stem < f"{count:09d}":  # named by the episode's number: a segment has it
             continue
         try:
             with np.load(path, allow_pickle=False) as f:
                 catalog = catalog.with_staged(path, len(f["action"]), "final_obs" in f.files)
         except FileNotFoundError:  # sealed just now
-            return look(staging, segments, table_of)
+            return look(staging, segments, catalog)
         except _DAMAGE as e:
             raise damaged(path, e) from e
     return catalog
 
 
-def load_episode(path: Path) -> Episode:
-    """A staged episode.
+class StagedReader:
+    """Reads windows of one staged episode as `SegmentReader` does of a segment, from memory.
 
     Raises:
         FileNotFoundError: it has been sealed.
         UserError: the file is damaged.
     """
-    try:
-        with np.load(path, allow_pickle=False) as f:
-            final, info = f["final_obs"] if "final_obs" in f.files else None, json.loads(str(f["info"]))
-            return Episode(f["obs"], f["action"], f["reward"], *split_flags(f["flags"]), final, info)
-    except _DAMAGE as e:
-        raise damaged(path, e) from e
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with np.load(path, allow_pickle=False) as f:
+                final, info = f["final_obs"] if "final_obs" in f.files else None, json.loads(str(f["info"]))
+                self.episode = Episode(f["obs"], f["action"], f["reward"], *split_flags(f["flags"]), final, info)
+        except _DAMAGE as e:
+            raise damaged(path, e) from e
+        self._columns = columns(self.episode)
+
+    def frames(self, start: int, out: np.ndarray, decoder: Decoder) -> None:
+        """Rows `start` to `start + len(out)` of `obs` into `out`."""
+        out[:] = self.episode.obs[start : start + len(out)]
+
+    def final(self, number: int, out: np.ndarray, decoder: Decoder) -> None:
+        """The last frame into `out` (1, H, W[, C])."""
+        out[0] = self.episode.final_obs
+
+    def column(self, name: str, start: int, out: np.ndarray) -> None:
+        """Rows `start` to `start + len(out)` of `action`, `reward` or `flags` into `out`."""
+        out[:] = self._columns[name][start : start + len(out)]
 
 
 def split_flags(flags: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

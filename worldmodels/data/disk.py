@@ -23,14 +23,9 @@ def atomic(path: Path, replace: bool = True) -> Iterator[Path]:
     remove(tmp)
     try:
         yield tmp
-        for folder, _, files in os.walk(tmp):
-            for name in files:
-                _fsync(os.path.join(folder, name))
-            _fsync(folder)
-        if tmp.is_file():
-            _fsync(tmp)
+        sync(tmp)
         os.replace(tmp, path) if replace else os.link(tmp, path)
-        _fsync(path.parent)
+        sync_entry(path.parent)
     finally:
         remove(tmp)
 
@@ -40,7 +35,18 @@ def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _fsync(path: str | Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder with all that is in it, would survive a loss of power."""
+    for folder, _, files in os.walk(path):
+        for name in files:
+            sync_entry(os.path.join(folder, name))
+        sync_entry(folder)
+    if path.is_file():
+        sync_entry(path)
+
+
+def sync_entry(path: str | Path) -> None:
+    """The same for one file, or for the names in one folder."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -1,29 +1,36 @@
-"""Immutable Zarr v3 segments: zarr-python writes them, a few lines of pread and zstd read them.
+"""Immutable Zarr v3 segments: zarr-python makes their metadata and can read them, frames go in and out by our hands.
 
 A segment is the group `000123.zarr` with the rows of its episodes one after the other: `obs` (N, H, W[, 3]) uint8 in
 one shard with 16 frames a chunk; `action`, `reward` and `flags` (N,) uncompressed, so that a window of them is one
 pread; and `final_obs` (F, H, W[, 3]) for those episodes that have one. Its attributes hold the episode table.
+
+A shard is its chunks one after the other, then the index (offset and size of each, uint64), then the index's crc32c
+(zarr-specs, docs/v3/codecs/sharding-indexed). Writing that here takes memory for 16 frames, where zarr-python wants the
+whole shard at once, and a fraction of the time.
 """
 
 import os
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import uuid
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 from google_crc32c import value as crc32c
-from numcodecs import zstd
+from zstandard import ZstdCompressor, ZstdDecompressor, ZstdError
 
 from worldmodels import __version__
-from worldmodels.data.disk import atomic, damaged, read_json
+from worldmodels.data.checksums import file_table
+from worldmodels.data.disk import damaged, read_json, remove, sync
 from worldmodels.types import Episode
 
 CHUNK = 16  # frames; neighbours repeat so much that zstd needs no filter, and a short window decodes little else
 TERMINATED, TRUNCATED, LIFE_LOSS, FIRST = 1, 2, 4, 8  # bits of the column `flags`
 COLUMNS = {"action": "|u1", "reward": "<f4", "flags": "|u1"}
-_EMPTY = 2**64 - 1  # offset of a chunk that the writer left out because it is all zero
+_EMPTY = 2**64 - 1  # offset of a chunk that a writer left out because it is all zero; zarr-python may
 
 
 def columns(episode: Episode) -> dict[str, np.ndarray]:
@@ -34,63 +41,145 @@ def columns(episode: Episode) -> dict[str, np.ndarray]:
     return {"action": episode.action.astype(np.uint8), "reward": episode.reward.astype(np.float32), "flags": flags}
 
 
-def write_segment(path: Path, source: str, ids: Sequence[str], episodes: Iterable[Episode], rows: int) -> None:
-    """Write one segment, which is visible only when it is whole.
-
-    Args:
-        path: `.../000123.zarr`, which must not exist.
-        source: name of the source.
-        ids: id of each episode.
-        episodes: the episodes, at least one; their frames are held in memory once.
-        rows: of all episodes together.
-    """
-    from zarr import create_group  # half a second, and readers do without it
-
-    frames, table, start = np.empty(0, np.uint8), [], 0
-    for e in episodes:
-        frames = frames if start else np.empty((rows, *e.obs.shape[1:]), np.uint8)
-        frames[start : start + len(e)] = e.obs
-        start += len(e)
-        table.append(replace(e, obs=np.empty(0, np.uint8)))
-    with atomic(path) as tmp:
-        group = create_group(tmp, zarr_format=3)
-        _write_frames(group, "obs", frames, CHUNK)
-        if finals := [e.final_obs for e in table if e.final_obs is not None]:
-            _write_frames(group, "final_obs", np.stack(finals), 1)
-        for name in COLUMNS:
-            write_plain(group, name, np.concatenate([columns(e)[name] for e in table]))
-        files = {str(f.relative_to(tmp)): f.read_bytes() for f in sorted(tmp.glob("*/**/*")) if f.is_file()}
-        checks = {name: [len(data), crc32c(data)] for name, data in files.items()}
-        made = {"version": 1, "source": source, "writer": f"worldmodels {__version__}", "sealed_at": int(time.time())}
-        group.update_attributes({**made, **episode_table(ids, table), "files": checks})
+TABLE = {
+    "id": "ids",
+    "length": "lengths",
+    "end": "ends",
+    "return": "returns",
+    "has_final": "has_final",
+    "info": "infos",
+}
+"""What is known of an episode, and the segment's attribute that lists it, one entry an episode."""
 
 
-def episode_table(ids: Sequence[str], episodes: Sequence[Episode]) -> dict[str, Any]:
-    """What a segment's attributes say of its episodes, one list entry an episode."""
+def describe(name: str, episode: Episode) -> dict[str, Any]:
+    """What is known of an episode. Its end is `open` where its log simply stops, `gap` where the log has a hole."""
+    if episode.terminated[-1] or episode.truncated[-1]:
+        end = "terminal" if episode.terminated[-1] else "truncated"
+    else:
+        end = "gap" if episode.info.get("end") == "gap" else "open"
     return {
-        "ids": list(ids),
-        "lengths": [len(e) for e in episodes],
-        "ends": ["terminal" if e.terminated[-1] else "truncated" if e.truncated[-1] else "open" for e in episodes],
-        "returns": [float(e.reward.sum(dtype=np.float64)) for e in episodes],
-        "has_final": [e.final_obs is not None for e in episodes],
-        "infos": [dict(e.info) for e in episodes],
+        "id": name,
+        "length": len(episode),
+        "end": end,
+        "return": float(episode.reward.sum(dtype=np.float64)),
+        "has_final": episode.final_obs is not None,
+        "info": dict(episode.info),
     }
 
 
-def _write_frames(group: Any, name: str, frames: np.ndarray, chunk: int) -> None:
-    from zarr.codecs import ZstdCodec
+class SegmentWriter:
+    """Writes a segment episode by episode, in memory that does not grow with its frames.
 
-    array = group.create_array(
-        name,
-        shape=frames.shape,
-        dtype="uint8",
-        chunks=(chunk, *frames.shape[1:]),
-        shards=(-len(frames) // chunk * -chunk, *frames.shape[1:]),
-        compressors=ZstdCodec(level=1, checksum=True),
-        filters=None,
-        config={"write_empty_chunks": True},
-    )
-    array[:] = frames
+    It lies at `path`, under a name that no reader looks at, and is whole and durable after `finish`. Used as a context
+    manager it is removed when the block ends with an error.
+
+    Args:
+        folder: where to make it.
+        source: name of the source.
+        attributes: further plain data to keep with the segment.
+    """
+
+    def __init__(self, folder: Path, source: str, **attributes: Any) -> None:
+        self.path, self.rows = folder / f"{uuid.uuid4().hex}.tmp", 0
+        made = {"version": 1, "source": source, "writer": f"worldmodels {__version__}", "sealed_at": int(time.time())}
+        self._attributes = made | attributes
+        self._entries: list[dict[str, Any]] = []
+        self._columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
+        self._shards = {"obs": _ShardWriter(self.path / "obs", CHUNK)}
+        self._shards["final_obs"] = _ShardWriter(self.path / "final_obs", 1)
+
+    def append(self, name: str, episode: Episode) -> None:
+        """Add an episode, with its id."""
+        self._shards["obs"].append(episode.obs)
+        if episode.final_obs is not None:
+            self._shards["final_obs"].append(episode.final_obs[None])
+        for column, values in columns(episode).items():
+            self._columns[column].append(values)
+        self._entries.append(describe(name, episode))
+        self.rows += len(episode)
+
+    def finish(self) -> None:
+        """Write all that is still to be written."""
+        from zarr import create_group  # half a second, and readers do without it
+
+        group = create_group(self.path, zarr_format=3)
+        for name, shard in self._shards.items():
+            shard.finish(group, name)
+        for name, parts in self._columns.items():
+            write_plain(group, name, np.concatenate(parts))
+        table = {column: [entry[name] for entry in self._entries] for name, column in TABLE.items()}
+        group.update_attributes({**self._attributes, **table, "files": file_table(self.path)})
+        sync(self.path)
+
+    def __enter__(self) -> "SegmentWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is not None:
+            for shard in self._shards.values():
+                with suppress(OSError):  # a full disk refuses what is still in the buffer
+                    shard.close()
+            remove(self.path)
+
+
+class _ShardWriter:
+    """Appends frames to the only shard of a Zarr array (N, H, W[, 3]) uint8, which has no file before its first one."""
+
+    def __init__(self, path: Path, chunk: int) -> None:
+        self._path, self._chunk = path, chunk
+        self._count = self._at = 0  # frames, bytes
+        self._index: list[tuple[int, int]] = []
+        self._zstd = ZstdCompressor(level=1, write_checksum=True)
+
+    def append(self, frames: np.ndarray) -> None:
+        """Add frames (n, H, W[, 3])."""
+        if not self._count:
+            self._pending = np.zeros((self._chunk, *frames.shape[1:]), np.uint8)
+            path = plain_file(self._path.parent, self._path.name, frames.ndim)
+            path.parent.mkdir(parents=True)
+            self._file = open(path, "wb")  # noqa: SIM115 (closed with the segment)
+        while len(frames):
+            place = self._count % self._chunk
+            taken = min(self._chunk - place, len(frames))
+            self._pending[place : place + taken] = frames[:taken]
+            self._count, frames = self._count + taken, frames[taken:]
+            if place + taken == self._chunk:
+                self._write()
+
+    def _write(self) -> None:
+        data = self._zstd.compress(self._pending.data)
+        self._file.write(data)
+        self._index.append((self._at, len(data)))
+        self._at += len(data)
+
+    def finish(self, group: Any, name: str) -> None:
+        """Write the rest of the shard, and the array's metadata; nothing where there was no frame."""
+        from zarr.codecs import ZstdCodec
+
+        if not self._count:
+            return
+        if left := self._count % self._chunk:
+            self._pending[left:] = 0  # the fill value
+            self._write()
+        index = np.array(self._index, "<u8").tobytes()
+        self._file.write(index + crc32c(index).to_bytes(4, "little"))
+        self.close()
+        frame = self._pending.shape[1:]
+        group.create_array(
+            name,
+            shape=(self._count, *frame),
+            dtype="uint8",
+            chunks=(self._chunk, *frame),
+            shards=(-(-self._count // self._chunk) * self._chunk, *frame),
+            compressors=ZstdCodec(level=1, checksum=True),
+            filters=None,
+        )
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._count:
+            self._file.close()
 
 
 def write_plain(group: Any, name: str, values: np.ndarray) -> None:
@@ -123,16 +212,28 @@ class SegmentReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._plain = {name: _open(plain_file(path, name)) for name in COLUMNS}
-        self.obs = FrameReader(path / "obs")
-        self.final_obs = FrameReader(path / "final_obs") if (path / "final_obs").exists() else None
+        self._obs = FrameReader(path / "obs")
 
-    def column(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` of `action`, `reward` or `flags`."""
-        dtype = np.dtype(COLUMNS[name])
-        data = os.pread(self._plain[name], (stop - start) * dtype.itemsize, start * dtype.itemsize)
-        if len(data) != (stop - start) * dtype.itemsize:
+    @cached_property
+    def _final_obs(self) -> "FrameReader":
+        return FrameReader(self._path / "final_obs")
+
+    def frames(self, start: int, out: np.ndarray, decoder: "Decoder") -> None:
+        """Rows `start` to `start + len(out)` of `obs`, as `FrameReader.read`."""
+        self._obs.read(start, out, decoder)
+
+    def final(self, number: int, out: np.ndarray, decoder: "Decoder") -> None:
+        """Last frame number `number` into `out` (1, H, W[, C])."""
+        self._final_obs.read(number, out, decoder)
+
+    def column(self, name: str, start: int, out: np.ndarray) -> None:
+        """Rows `start` to `start + len(out)` of `action`, `reward` or `flags` into `out`, of the column's own type.
+
+        Raises:
+            UserError: there are fewer rows.
+        """
+        if os.preadv(self._plain[name], [out.data], start * out.itemsize) != out.nbytes:
             raise damaged(plain_file(self._path, name), "it is too short")
-        return np.frombuffer(data, dtype)
 
     def __del__(self) -> None:
         for fd in getattr(self, "_plain", {}).values():
@@ -145,45 +246,71 @@ class FrameReader:
     def __init__(self, path: Path) -> None:
         meta = read_json(path / "zarr.json")
         self._path = path
-        self._chunk = meta["codecs"][0]["configuration"]["chunk_shape"][0]
-        self._shape = tuple(meta["shape"][1:])
+        self._shape = tuple(meta["codecs"][0]["configuration"]["chunk_shape"])
+        self._chunk = self._shape[0]
         self._fd = _open(path.joinpath("c", *["0"] * len(meta["shape"])))
         size = os.fstat(self._fd).st_size
-        n = 16 * -(-meta["shape"][0] // self._chunk)  # the index: offset and size of each chunk, then a checksum
+        n = 16 * -(-meta["shape"][0] // self._chunk)
         tail = os.pread(self._fd, n + 4, max(0, size - n - 4))
         if len(tail) != n + 4 or crc32c(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
             raise damaged(path, "its index does not match its checksum")
         self._index = np.frombuffer(tail[:-4], "<u8").reshape(-1, 2)
 
-    def read(self, start: int, stop: int, out: np.ndarray) -> None:
-        """Frames `start` to `stop` into `out` (stop - start, H, W[, C]) uint8, contiguous.
+        used = self._index[self._index[:, 0] != _EMPTY]
+        if (used > size).any() or (used.sum(1) > size).any():
+            raise damaged(path, "its index points behind its end")
+
+    def read(self, start: int, out: np.ndarray, decoder: "Decoder") -> None:
+        """Frames `start` to `start + len(out)` into `out` (n, H, W[, C]) uint8, of whatever strides.
 
         Raises:
             UserError: the bytes do not match their checksum.
         """
+        stop = start + len(out)
         first, last = start // self._chunk, -(-stop // self._chunk)
-        index = [(int(o), int(n)) for o, n in self._index[first:last]]
-        base = min(o for o, _ in index)
-        end = max((o + n for o, n in index if o != _EMPTY), default=base)
+        index = self._index[first:last].tolist()
+        base = min(offset for offset, _ in index)
+        end = max((offset + size for offset, size in index if offset != _EMPTY), default=base)
         data = memoryview(os.pread(self._fd, end - base, base) if end > base else b"")
-        scratch = np.empty((self._chunk, *self._shape), np.uint8)
-        for i, (offset, size) in enumerate(index, first):
-            a, b = max(start, i * self._chunk), min(stop, (i + 1) * self._chunk)
-            target = out[a - start : b - start]
+        at = first * self._chunk
+        for offset, size in index:
+            a, b = max(start, at), min(stop, at + self._chunk)
             if offset == _EMPTY:
-                target[:] = 0
-                continue
-            whole = b - a == self._chunk
-            try:
-                zstd.decompress(data[offset - base : offset - base + size], target if whole else scratch)
-            except (RuntimeError, ValueError) as e:
-                raise damaged(self._path, e) from e
-            if not whole:
-                target[:] = scratch[a - i * self._chunk : b - i * self._chunk]
+                out[a - start : b - start] = 0
+            else:
+                try:
+                    chunk = decoder.decode(data[offset - base : offset - base + size], self._shape)
+                except ZstdError as e:
+                    raise damaged(self._path, e) from e
+                out[a - start : b - start] = chunk[a - at : b - at]
+            at += self._chunk
 
     def __del__(self) -> None:
         if hasattr(self, "_fd"):
             os.close(self._fd)
+
+
+class Decoder:
+    """Decompresses chunks, one after the other into the same memory. Threads need one each."""
+
+    def __init__(self) -> None:
+        self._zstd = ZstdDecompressor()
+        self._chunks: dict[tuple[int, ...], np.ndarray] = {}
+
+    def decode(self, data: bytes | memoryview, shape: tuple[int, ...]) -> np.ndarray:
+        """A chunk of `shape`, uint8, until the next call.
+
+        Raises:
+            ZstdError: the data are damaged, or not of that size.
+        """
+        chunk = self._chunks.get(shape)
+        if chunk is None:
+            chunk = self._chunks[shape] = np.empty(shape, np.uint8)
+        # Unlike `decompress` this neither allocates what a header claims nor gives its memory back after every chunk.
+        reader = self._zstd.stream_reader(data)
+        if reader.readinto(chunk) != chunk.nbytes or reader.read(1):  # the second makes sure of the checksum
+            raise ZstdError("a chunk is not of its size")
+        return chunk
 
 
 def _open(path: Path) -> int:

@@ -12,8 +12,10 @@ block the one writer, because nothing that they can see is ever changed.
 """
 
 import json
+import resource
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -24,24 +26,42 @@ import torch
 
 from worldmodels.data import side
 from worldmodels.data.card import Card, check_compatible, check_episode, validate_card
-from worldmodels.data.catalog import Catalog, load_episode, look, split_flags
-from worldmodels.data.disk import atomic, damaged, disk_errors, lock, make_folder, read_json, remove, write_json
+from worldmodels.data.catalog import Catalog, StagedReader, look, split_flags
+from worldmodels.data.disk import (
+    atomic,
+    damaged,
+    disk_errors,
+    lock,
+    make_folder,
+    read_json,
+    remove,
+    sync_entry,
+    write_json,
+)
 from worldmodels.data.segments import (
     COLUMNS,
+    TABLE,
+    Decoder,
     SegmentReader,
+    SegmentWriter,
     columns,
-    episode_table,
+    describe,
     plain_file,
     read_attributes,
-    write_segment,
 )
 from worldmodels.types import Episode, Segment, UserError
 
 FORMAT, VERSION, MIN_READER = "worldmodels-store", 1, 1
 SEGMENT_FRAMES = 65_536
-_OPEN_SEGMENTS = 32  # four files each; macOS allows a process 256
 T = TypeVar("T")
-_FILL = "fill it with `worldmodels collect game=GAME steps=N store=PATH`"
+_FILL = "fill it with `worldmodels collect game=GAME steps=N store=PATH` or `worldmodels import`"
+_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # that a process may open: 1024 on most systems, 256 on macOS
+
+
+@lru_cache(128 if _FILES < 0 else min(128, _FILES // 10))
+def _reader(store: object, path: Path) -> SegmentReader:
+    """An open segment (five files, and 64 kB for its index), kept open among the latest ones of all stores together."""
+    return SegmentReader(path)
 
 
 class Store:
@@ -58,17 +78,20 @@ class Store:
             self.card: Card = _card(self.path)
             obs, source = self.card["obs"], self.card["source"]
             self._frame = (obs["height"], obs["width"]) + ((3,) if obs["channels"] == 3 else ())
-            self._staging, self._segments = self.path / "staging" / source, self.path / "segments" / source
-            # what is at a path never changes, so it is read once
-            self._table = lru_cache(None)(read_attributes)
-            self._reader = lru_cache(_OPEN_SEGMENTS)(SegmentReader)
-            self._staged_episode = lru_cache(16)(load_episode)
+            self._staging, self.segments = self.path / "staging" / source, self.path / "segments" / source
+            self._opened = object()  # tells the segments that this store opened from those of others
+            # what is at a path never changes
+            self._table = lru_cache(8)(read_attributes)
+            self._staged = lru_cache(16)(StagedReader)
             if write:
                 self._lock = lock(self.path / "sources" / f"{source}.lock")
-                self._staging.mkdir(parents=True, exist_ok=True)
-                self._segments.mkdir(parents=True, exist_ok=True)
+                for folder in (self._staging, self.segments):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    sync_entry(folder.parent)
+                sync_entry(self.path)
+            self._catalog: Catalog = look(self._staging, self.segments)
+            if write:
                 self._recover()
-            self.refresh()
 
     @classmethod
     def create(cls, path: str | Path, card: Mapping[str, Any]) -> "Store":
@@ -160,14 +183,27 @@ class Store:
         staged = self._catalog.staged
         if not staged:
             return
-        rows = int(self._catalog.length[self._catalog.segment < 0].sum())
         with disk_errors(self.path):
-            number = max((int(p.stem) for p in self._catalog.sealed), default=-1) + 1
-            path, ids = self._segments / f"{number:06d}.zarr", [p.stem for p in staged]
-            write_segment(path, self.card["source"], ids, map(load_episode, staged), rows)
+            with SegmentWriter(self.segments, self.card["source"]) as writer:
+                for p in staged:
+                    writer.append(p.stem, StagedReader(p).episode)
+                writer.finish()
+            self.commit(writer.path)
             for p in staged:
                 p.unlink()
-        self.refresh()
+
+    def commit(self, segment: Path) -> None:
+        """Add the episodes of a segment that is whole, in the folder `segments` under another name.
+
+        Raises:
+            UserError: the disk refuses.
+        """
+        self._must_write()
+        with disk_errors(self.path):
+            number = max((int(p.stem) for p in self._catalog.sealed), default=-1) + 1
+            segment.rename(self.segments / f"{number:06d}.zarr")
+            self.refresh()
+            sync_entry(self.segments)
 
     def _must_write(self) -> None:
         if not self._lock:
@@ -175,24 +211,28 @@ class Store:
 
     def _recover(self) -> None:
         """Tidy what a killed writer left: half-written files, and staged episodes that a segment already holds."""
-        folders = (self.path, self.path / "sources", self.path / "splits", self._staging, self._segments)
+        folders = (self.path, self.path / "sources", self.path / "splits", self._staging, self.segments)
         for tmp in list(chain(*(folder.glob("*.tmp*") for folder in folders))):
-            remove(tmp)
-        sealed = {i for p in self._segments.glob("*.zarr") for i in self._table(p)["ids"]}
-        for p in list(self._staging.glob("*.npz")):
-            if p.stem in sealed:
-                p.unlink()
+            with suppress(OSError):  # a worker that was killed with its import may not have ended yet
+                remove(tmp)
+        for p in set(self._staging.glob("*.npz")).difference(self._catalog.staged):
+            p.unlink()
 
     # Reading
 
     def refresh(self) -> None:
         """Look again at what the store holds; episodes that were there keep their numbers."""
-        self._catalog: Catalog = look(self._staging, self._segments, self._table)
+        self._catalog = look(self._staging, self.segments, self._catalog)
 
     @property
     def lengths(self) -> np.ndarray:
         """Number of transitions of each episode, (E,) int64."""
         return self._catalog.length
+
+    @property
+    def sealed(self) -> tuple[Path, ...]:
+        """The segments, in order."""
+        return self._catalog.sealed
 
     @property
     def offsets(self) -> np.ndarray:
@@ -204,22 +244,20 @@ class Store:
 
         def read(catalog: Catalog) -> np.ndarray:
             parts = [np.fromfile(plain_file(p, name), COLUMNS[name]) for p in catalog.sealed]
-            parts += [columns(self._staged_episode(p))[name] for p in catalog.staged]
+            parts += [columns(self._staged(p).episode)[name] for p in catalog.staged]
             return np.concatenate([np.empty(0, COLUMNS[name]), *parts])
 
         return self._steady(read)
 
     def episode_info(self, i: int) -> dict[str, Any]:
-        """What is known of episode `i`: id, length, return, end (terminal, truncated or open) and its info."""
+        """What is known of episode `i`: id, length, return, end (terminal, truncated, open or gap) and its info."""
 
         def read(catalog: Catalog) -> dict[str, Any]:
             segment, path = int(catalog.segment[i]), catalog.path(i)
             if segment < 0:
-                table, k = episode_table([path.stem], [self._staged_episode(path)]), 0
-            else:
-                table, k = self._table(path), i - np.flatnonzero(catalog.segment == segment)[0]
-            names = {"id": "ids", "length": "lengths", "return": "returns", "end": "ends", "info": "infos"}
-            return {name: table[column][k] for name, column in names.items()}
+                return describe(path.stem, self._staged(path).episode)
+            table, k = self._table(path), i - int(np.argmax(catalog.segment == segment))
+            return {name: table[column][k] for name, column in TABLE.items()}
 
         return self._steady(read)
 
@@ -227,10 +265,19 @@ class Store:
         """The whole of episode `i`, as it was appended."""
 
         def read(catalog: Catalog) -> Episode:
-            obs = np.empty((catalog.length[i], *self._frame), np.uint8)
-            rows = self._read_rows(catalog, i, 0, len(obs), obs)
-            final, info = self._final(catalog, i), self.episode_info(i)["info"]
-            return Episode(obs, rows["action"], rows["reward"], *split_flags(rows["flags"]), final, info)
+            n = int(catalog.length[i])
+            obs, decoder = np.empty((n, *self._frame), np.uint8), Decoder()
+            column = {name: np.empty(n, dtype) for name, dtype in COLUMNS.items()}
+            reader, row, final = self._at(catalog, i)
+            reader.frames(row, obs, decoder)
+            for name, out in column.items():
+                reader.column(name, row, out)
+            last = np.empty((1, *self._frame), np.uint8)
+            if final >= 0:
+                reader.final(final, last, decoder)
+            info = self.episode_info(i)["info"]
+            flags = split_flags(column["flags"])
+            return Episode(obs, column["action"], column["reward"], *flags, last[0] if final >= 0 else None, info)
 
         return self._steady(read)
 
@@ -254,60 +301,54 @@ class Store:
         return self._steady(lambda catalog: self._read(catalog, starts, length))
 
     def _steady(self, read: Callable[[Catalog], T]) -> T:
-        try:
-            return read(self._catalog)
-        except FileNotFoundError:  # the writer has sealed a staged episode since we looked
-            self.refresh()
-            return read(self._catalog)
+        while True:
+            try:
+                return read(self._catalog)
+            except FileNotFoundError:  # the writer has sealed a staged episode since we looked
+                self.refresh()
 
     def _read(self, catalog: Catalog, starts: np.ndarray, length: int) -> Segment:
-        b = len(starts)
-        obs = np.zeros((b, length + 1, *self._frame), np.uint8)
-        action, reward = np.zeros((b, length), np.int64), np.zeros((b, length), np.float32)
-        flags, mask, next_mask = np.zeros((b, length), np.uint8), *np.zeros((2, b, length), bool)
+        b, episodes = len(starts), starts[:, 0]
+        for i in episodes[(episodes < 0) | (episodes >= len(catalog.length))]:
+            raise IndexError(f"episode {i} of a store with {len(catalog.length)} episodes")
+        rgb = len(self._frame) == 3
+        obs = np.empty((b, length + 1, 3 if rgb else 1, *self._frame[:2]), np.uint8)
+        # As they are stored. Copied by numpy: a parallel torch operation in the read-ahead thread would start a second
+        # team of OpenMP threads, and with more threads than cores the training's own team sleeps between operations.
+        frames = obs.transpose(0, 1, 3, 4, 2) if rgb else obs[:, :, 0]
+        column = {name: np.zeros((b, length), dtype) for name, dtype in COLUMNS.items()}
+        mask, next_mask = np.zeros((2, b, length), bool)
+        decoder = Decoder()
+        lengths = catalog.length[episodes].tolist()
         for k, (i, start) in enumerate(starts.tolist()):
-            if not 0 <= i < len(catalog.length):
-                raise IndexError(f"episode {i} of a store with {len(catalog.length)} episodes")
-            end = int(catalog.length[i])
+            end = lengths[k]
             lo, hi = max(start, 0), min(start + length + 1, end)  # frames that are stored as rows
             if lo >= hi:
+                frames[k] = 0
                 continue
-            rows = self._read_rows(catalog, i, lo, hi, obs[k, lo - start : hi - start])
-            a, n = lo - start, min(hi - start, length) - (lo - start)
-            action[k, a : a + n], reward[k, a : a + n] = rows["action"][:n], rows["reward"][:n]
-            flags[k, a : a + n], mask[k, a : a + n] = rows["flags"][:n], True
-            next_mask[k, a : hi - start - 1] = True
-            if hi == end and end - start <= length and (final := self._final(catalog, i)) is not None:
-                obs[k, end - start] = final
-                next_mask[k, end - start - 1] = True
-        # Copied by numpy: a parallel torch operation in the read-ahead thread would start a second team of OpenMP
-        # threads, and with more threads than cores the training's own team sleeps between operations (half the speed).
-        frames = np.ascontiguousarray((obs if obs.ndim == 5 else obs[..., None]).transpose(0, 1, 4, 2, 3))
-        terminated, truncated, life_loss = split_flags(flags)
-        fields = map(torch.from_numpy, (action, reward, terminated, truncated, mask, next_mask))
-        return Segment(torch.from_numpy(frames), *fields, side={"life_loss": torch.from_numpy(life_loss)})
+            a, z = lo - start, hi - start
+            n = min(z, length)
+            reader, row, final = self._at(catalog, i)
+            reader.frames(row + lo, frames[k, a:z], decoder)
+            for name, values in column.items():
+                reader.column(name, row + lo, values[k, a:n])
+            mask[k, a:n], next_mask[k, a : z - 1] = True, True
+            if a or z <= length:
+                frames[k, :a], frames[k, z:] = 0, 0
+            if hi == end and z <= length and final >= 0:
+                reader.final(final, frames[k, z : z + 1], decoder)
+                next_mask[k, z - 1] = True
+        fields = (column["action"].astype(np.int64), column["reward"], *split_flags(column["flags"]), mask, next_mask)
+        action, reward, terminated, truncated, life_loss, mask, next_mask = map(torch.from_numpy, fields)
+        segment = (torch.from_numpy(obs), action, reward, terminated, truncated, mask, next_mask)
+        return Segment(*segment, side={"life_loss": life_loss})
 
-    def _read_rows(self, catalog: Catalog, i: int, start: int, stop: int, out: np.ndarray) -> dict[str, np.ndarray]:
-        """Steps `start` to `stop` of episode `i`: frames into `out`, scalar columns by name."""
-        path, row = catalog.path(i), int(catalog.row[i])
+    def _at(self, catalog: Catalog, i: int) -> tuple[SegmentReader | StagedReader, int, int]:
+        """What reads episode `i`, its first row there, and the number of its last frame there (-1: it has none)."""
+        final = int(catalog.final[i])
         if catalog.segment[i] < 0:
-            episode = self._staged_episode(path)
-            out[:] = episode.obs[start:stop]
-            return {name: values[start:stop] for name, values in columns(episode).items()}
-        reader = self._reader(path)
-        reader.obs.read(row + start, row + stop, out)
-        return {name: reader.column(name, row + start, row + stop) for name in COLUMNS}
-
-    def _final(self, catalog: Catalog, i: int) -> np.ndarray | None:
-        """The frame after the last row of episode `i`, where there is one."""
-        if catalog.segment[i] < 0:
-            return self._staged_episode(catalog.path(i)).final_obs
-        reader, number = self._reader(catalog.path(i)).final_obs, int(catalog.final[i])
-        if reader is None or number < 0:
-            return None
-        out = np.empty((1, *self._frame), np.uint8)
-        reader.read(number, number + 1, out)
-        return out[0]
+            return self._staged(catalog.path(i)), 0, final
+        return _reader(self._opened, catalog.path(i)), int(catalog.row[i]), final
 
     # Splits and side columns
 
