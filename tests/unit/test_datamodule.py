@@ -1,4 +1,7 @@
+import multiprocessing
 import threading
+from functools import partial
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -6,9 +9,10 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from tests.unit.stores import filled
+from tests.unit.stores import card, episode, filled
 from worldmodels.data.datamodule import StoreDataModule
 from worldmodels.data.sampling import WindowSampler
+from worldmodels.data.store import Store
 from worldmodels.types import Segment, UserError
 
 STEPS = 9
@@ -47,8 +51,9 @@ def fingerprint(batch):
     return int(batch.obs.long().sum()), int(batch.action.sum()), batch.batch_size
 
 
-def fit(store, folder, resume=None, die_at=None, steps=STEPS, save=("train",), **trainer):
-    learner, data = Learner(die_at), StoreDataModule(store, 4, 5, 2, event_share=0.5, seed=3)
+def fit(store, folder, resume=None, die_at=None, steps=STEPS, save=("train",), data=None, learner=Learner, **trainer):
+    learner = learner(die_at)
+    data = StoreDataModule(store, 4, 5, 2, **{"event_share": 0.5, "seed": 3} | (data or {}))
     every = {"train": {"every_n_train_steps": 1}, "validation": {"save_on_train_epoch_end": False}}
     saves = [
         ModelCheckpoint(folder / kind, "{step}", save_top_k=-1, save_on_exception=True, **every[kind]) for kind in save
@@ -178,3 +183,189 @@ def test_resuming_on_other_data_warns(store):
     data.load_state_dict(state)
     with pytest.warns(UserWarning, match="other batches than it left: length, seed changed"):
         StoreDataModule(store, 4, 6, seed=9).load_state_dict(state)
+
+
+def batches(*args, count=STEPS, **kw):
+    return list(islice(StoreDataModule(*args, **kw).train_dataloader(), count))
+
+
+def same(a, b):
+    for name in ("obs", "action", "reward", "terminated", "truncated", "mask", "next_mask"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+    assert a.side.keys() == b.side.keys()
+    for name in a.side:
+        assert torch.equal(a.side[name], b.side[name]), name
+
+
+ALL = dict(left_padding=2, seed=3, relabel="future", transform={"size": 4, "colour": "gray"})
+
+
+@pytest.mark.parametrize(
+    "kw",
+    [
+        dict(replacement=False, event_share=0.5),
+        dict(event_share=0.5, weights={"game": 0.0, "recency": 3, "return": 0.5}),
+        dict(priority={"alpha": 0.5}),
+    ],
+)
+def test_workers_make_the_same_batches(store, tmp_path, kw):
+    filled(tmp_path / "other", count=5)
+    stores = [store, str(tmp_path / "other")]
+    by_thread = batches(stores, 4, 5, **ALL, **kw)
+    by_workers = batches(stores, 4, 5, **ALL, **kw, workers=2)
+    assert len(by_thread) == len(by_workers) == STEPS
+    for a, b in zip(by_thread, by_workers, strict=True):
+        same(a, b)
+    assert a.obs.shape[2:] == (1, 4, 4) and {"goal", "goal_offset", "store", "life_loss"} <= a.side.keys()
+    assert not multiprocessing.active_children(), "no worker outlives its iterator"
+
+
+def test_workers_leave_the_random_numbers_of_the_training_alone(store):
+    states = []
+    for workers in (0, 1):
+        torch.manual_seed(0)
+        batches(store, 4, 5, workers=workers, count=2)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_a_mistake_that_a_worker_finds_is_one_sentence(store):
+    data = StoreDataModule(store, 4, 5, workers=1)
+
+    def refuse(*_):
+        raise UserError("the disk is on fire; put it out")
+
+    data.store.read = refuse
+    with pytest.raises(UserError, match="^the disk is on fire; put it out$"):
+        next(iter(data.train_dataloader()))
+
+
+def test_resume_with_workers(store, straight, tmp_path):
+    first = fit(store, tmp_path, steps=4, data=dict(workers=1)).seen
+    second = fit(store, tmp_path, resume=tmp_path / "train" / "step=4.ckpt", data=dict(workers=2)).seen
+    assert first + second == straight
+
+
+def test_every_window_once_through_the_trainer_and_a_resume(store, tmp_path):
+    settings = dict(replacement=False, event_share=0.0, relabel="future")
+    straight = fit(store, tmp_path / "a", data=settings).seen
+    first = fit(store, tmp_path / "b", steps=4, data=settings).seen
+    second = fit(store, tmp_path / "b", resume=tmp_path / "b" / "train" / "step=4.ckpt", data=settings).seen
+    assert first + second == straight and len(set(straight)) == STEPS
+
+
+class Prioritiser(Learner):
+    """Finds windows of many rewards important, and the more so the later."""
+
+    def training_step(self, batch, index):
+        importance = batch.side["importance"]
+        assert importance.shape == (4,) and importance.max() == 1
+        self.trainer.datamodule.update(batch.side["starts"], (self.global_step + 1) ** batch.reward.sum(1))
+        return super().training_step(batch, index)
+
+
+PRIORITY = dict(event_share=0.0, priority={"alpha": 1.0, "beta": 0.5})
+
+
+@pytest.mark.parametrize("at, workers", [(1, 0), (6, 0), (9, 2), (14, 0)])
+def test_resume_with_priorities_is_exact(store, tmp_path, at, workers):
+    run = partial(fit, learner=Prioritiser, data=PRIORITY | dict(workers=workers))
+    straight = run(store, tmp_path / "a", steps=18).seen
+    first = run(store, tmp_path / "b", steps=at).seen
+    second = run(store, tmp_path / "b", steps=18, resume=tmp_path / "b" / "train" / f"step={at}.ckpt").seen
+    assert first + second == straight
+    # an epoch that is cut short begins again where it stopped, even if no checkpoint was made there
+    options = {"save": (), "enable_checkpointing": False, "limit_train_batches": 7, "val_check_interval": None}
+    assert run(store, tmp_path / "c", steps=18, **options).seen == straight
+    uniform = fit(store, tmp_path / "d", steps=18, data=dict(event_share=0.0)).seen
+    assert uniform != straight
+
+
+def test_priorities_of_all_ranks_count(store, tmp_path):
+    """Two processes hold the same priorities after updates from both, and draw windows of their own."""
+    learner = RankPrioritiser(tmp_path)
+    data = StoreDataModule(store, 4, 5, **PRIORITY)
+    trainer = Trainer(
+        max_steps=8,
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp_fork",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(learner, data)
+    a, b = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert a["starts"] != b["starts"]
+    assert torch.equal(a["leaves"], b["leaves"]) and len(a["leaves"].unique()) > 2
+
+
+class RankPrioritiser(Learner):
+    def __init__(self, folder):
+        super().__init__()
+        self.folder, self.starts = folder, []
+
+    def training_step(self, batch, index):
+        self.starts += batch.side["starts"].tolist()
+        self.trainer.datamodule.update(batch.side["starts"], 1 + batch.reward.sum(1).abs() + self.global_rank)
+        return super().training_step(batch, index)
+
+    def on_train_end(self):
+        leaves = self.trainer.datamodule.state_dict()["priorities"]["leaves"]
+        torch.save({"starts": self.starts, "leaves": leaves}, self.folder / f"{self.global_rank}.pt")
+
+
+def test_priorities_without_a_use_for_them(store):
+    data = StoreDataModule(store, 4, 5)
+    with pytest.raises(UserError, match="data.priority.alpha"):
+        data.update(torch.zeros(4, 2), torch.ones(4))
+
+
+def test_several_stores(store, tmp_path):
+    filled(tmp_path / "b", count=6)
+    data = StoreDataModule([store, str(tmp_path / "b")], 64, 5, validation={"windows": 30, "batch_size": 30})
+    batch = next(iter(data.train_dataloader()))
+    assert set(batch.side["store"].tolist()) == {0, 1}
+    fixed = next(iter(data.val_dataloader()))
+    assert set(fixed.side["store"].tolist()) == {0, 1}, "validation is over all stores"
+    assert data.card["games"] == ["catch"]
+    with pytest.warns(UserWarning, match="store, episodes changed"):
+        StoreDataModule(store, 64, 5, validation={"windows": 30}).load_state_dict(data.state_dict())
+
+
+def test_gray_frames_of_84_pixels_need_no_setting(tmp_path):
+    with Store.create(tmp_path / "s", card(1, 84)) as store:
+        for i in range(3):
+            store.append(episode(i, 20, channels=1, side=84))
+    data = StoreDataModule(str(tmp_path / "s"), 2, 5, validation={"windows": 2})
+    assert next(iter(data.train_dataloader())).obs.shape == (2, 6, 1, 84, 84)
+    assert next(iter(data.val_dataloader())).obs.shape == (2, 6, 1, 84, 84)
+
+
+def test_a_hook_of_ones_own(store):
+    def count_rewards(segment, starts, source, rng):
+        segment.side["rewards"] = torch.from_numpy(
+            np.array([source.lengths[i] for i in starts[:, 0]]) * 0 + rng.random()
+        )
+        return segment
+
+    a, b = (batches(store, 4, 5, relabel=count_rewards, count=2) for _ in range(2))
+    assert torch.equal(a[1].side["rewards"], b[1].side["rewards"])
+    assert not torch.equal(a[0].side["rewards"], a[1].side["rewards"])
+
+
+@pytest.mark.parametrize(
+    "kw, match",
+    [
+        (dict(relabel="past"), "data.relabel=past is unknown; choose one of future, or null"),
+        (dict(workers=-1), "data.workers=-1 must be a whole number of at least 0"),
+        (dict(transform={"side": 3}), "data.transform has no setting 'side'; it has size, colour"),
+        (dict(priority={"gamma": 3}), "data.priority has no setting 'gamma'; it has alpha, beta"),
+        (dict(transform={"colour": "grey"}), "data.transform.colour=grey is unknown"),
+    ],
+)
+def test_settings_that_are_none(store, kw, match):
+    with pytest.raises(UserError, match=match):
+        StoreDataModule(store, **kw)

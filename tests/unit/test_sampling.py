@@ -1,3 +1,7 @@
+import tracemalloc
+from itertools import chain
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -94,6 +98,118 @@ def test_short_episodes_are_drawn_padded(store):
     ]
 
 
+def every_window(store, episodes, length, padding=0):
+    return {(i, s) for i in episodes for s in range(-padding, max(store.lengths[i] - length, -padding) + 1)}
+
+
+@pytest.mark.parametrize("world, padding", [(1, 0), (2, 3), (3, 0)])
+def test_without_replacement_every_window_comes_once_a_pass(store, world, padding):
+    episodes, batch = [0, 3, 5, 7], 5
+    want = every_window(store, episodes, 8, padding)
+    ranks = [
+        sampler(store, episodes, batch, left_padding=padding, replacement=False, rank=r, world=world, seed=4)
+        for r in range(world)
+    ]
+    passes = 3
+    batches = -(-passes * len(want) // (batch * world))
+    stream = list(chain(*(map(tuple, draw(k).tolist()) for k in range(batches) for draw in ranks)))
+    orders = [stream[n * len(want) : (n + 1) * len(want)] for n in range(passes)]
+    for order in orders:
+        assert len(order) == len(want) and set(order) == want, "all of them, over all ranks, none twice"
+    assert orders[0] != orders[1] != orders[2]
+    same = np.mean([a == b for a, b in zip(orders[0], orders[1], strict=True)])
+    assert same < 10 / len(want)
+    # resuming: a batch depends on nothing but its number
+    again = sampler(store, episodes, batch, left_padding=padding, replacement=False, world=world, seed=4)
+    for k in reversed(range(batches)):
+        np.testing.assert_array_equal(again(k), ranks[0](k))
+    other = sampler(store, episodes, batch, left_padding=padding, replacement=False, world=world, seed=5)
+    assert (other(0) != ranks[0](0)).any()
+
+
+def test_a_batch_of_more_windows_than_there_are(store):
+    short = int(store.lengths.argmin())
+    draw = sampler(store, [short], 50, 1, replacement=False)
+    counts = np.bincount(draw(0)[:, 1], minlength=store.lengths[short])
+    assert counts.sum() == 50 and counts.max() - counts.min() <= 1
+
+
+def test_without_replacement_beside_events(store):
+    draw = sampler(store, batch=10, replacement=False, event_share=0.4)
+    want = every_window(store, (0, 3, 5, 7), 8)
+    walk = [tuple(w) for k in range(-(-len(want) // 6)) for w in draw(k)[4:].tolist()]
+    assert set(walk[: len(want)]) == want
+
+
+def test_recent_and_successful_episodes(store):
+    """The weights have tests of their own; here, that they reach the draws."""
+    returns = np.array([store.episode_info(i)["return"] for i in range(12)])
+    rank = np.array([((returns < r).sum() + (returns <= r).sum() - 1) / 2 / 11 for r in returns])
+    for weights, weight in (
+        ({"recency": 0.5}, 0.5 ** (np.arange(12)[::-1] / 6)),
+        ({"return": 0.25}, np.exp(rank / 0.25)),
+        ({"recency": 3, "return": 1.0}, 0.5 ** (np.arange(12)[::-1] / 3) * np.exp(rank)),
+    ):
+        drawn = sampler(store, range(12), 20_000, 1, weights=weights)(0)
+        mass = store.lengths * weight
+        want = mass / mass.sum() * len(drawn)
+        chi2 = ((np.bincount(drawn[:, 0], minlength=12) - want) ** 2 / want).sum()
+        assert abs(chi2 - 11) < 5 * np.sqrt(2 * 11)
+        assert set(map(tuple, drawn.tolist())) <= every_window(store, range(12), 1)
+
+
+def test_the_order_of_episodes_does_not_matter(store):
+    for kw in (dict(), dict(weights={"recency": 2}), dict(event_share=0.5)):
+        np.testing.assert_array_equal(sampler(store, [7, 0, 5, 3], **kw)(1), sampler(store, [0, 3, 5, 7], **kw)(1))
+
+
+def test_games_hold_their_share_of_windows_and_of_events(store):
+    games = np.array([0, 0, 0, 1])
+    draw = sampler(store, [0, 3, 5, 7], 1000, event_share=0.5, weights={"game": 0.0}, games=games)
+    episodes = np.concatenate([draw(k) for k in range(10)]).reshape(10, 1000, 2)[:, :, 0]
+    for part in (episodes[:, :500], episodes[:, 500:]):
+        assert abs((part == 7).mean() - 0.5) < 4 * np.sqrt(0.25 / 5000)
+
+
+def test_priorities(store):
+    draw = sampler(store, batch=64, left_padding=2, priority={"alpha": 1.0, "beta": 0.5}, lag=2)
+    want = every_window(store, (0, 3, 5, 7), 8, 2)
+    starts = draw(0)
+    assert set(map(tuple, starts.tolist())) <= want
+    everything = np.array(sorted(want))
+    windows = draw.windows(everything)
+    assert sorted(windows) == list(range(len(want))), "every window has its number"
+    draw.priorities.update(0, windows, np.where(windows < 64, 1e6, 1e-6))
+    assert (draw.windows(draw(1)) >= 64).any() and (draw.windows(draw(2)) < 64).all()
+
+
+def test_memory_is_by_episode_not_by_window():
+    held = {}
+    for length in (300, 30_000):
+        many = SimpleNamespace(path="many", lengths=np.full(1000, length))
+        for kw in (dict(), dict(replacement=False), dict(weights={"recency": 0.1})):
+            tracemalloc.start()
+            draw = WindowSampler(many, np.arange(1000), 32, 20, **kw)
+            draw(0)
+            held[length, str(kw)] = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert held[length, str(kw)] < 500_000
+            assert held[length, str(kw)] < 1.2 * held[300, str(kw)]
+
+
+def test_padding_before_an_episode_is_masked(store):
+    starts = sampler(store, batch=300, left_padding=5)(0)
+    segment = store.read(starts, 8)
+    for row, (i, start) in enumerate(starts.tolist()):
+        steps = np.arange(start, start + 8)
+        real = (steps >= 0) & (steps < store.lengths[i])
+        assert segment.mask[row].tolist() == real.tolist()
+        assert not segment.obs[row, : max(0, -start)].any() and segment.obs[row, max(0, -start)].any()
+        assert not segment.next_mask[row][: max(0, -start)].any(), "a row that is not real is followed by nothing"
+        assert segment.next_mask[row][real][:-1].all()
+    assert len(set(starts[:, 1]) & set(range(-5, 0))) == 5
+
+
 def test_even_windows(store):
     windows = even_windows(store, [1, 4, 6], 10, 8)
     np.testing.assert_array_equal(windows, even_windows(store, [1, 4, 6], 10, 8))
@@ -112,6 +228,11 @@ def test_even_windows(store):
         (dict(event_share=1.5), "event_share=1.5"),
         (dict(length=0), "length=0"),
         (dict(episodes=[]), "no episodes to draw from"),
+        (dict(replacement=False, weights={"recency": 3}), "data.replacement=false each decide alone"),
+        (dict(replacement=False, priority={"alpha": 0.5, "beta": 0.5}), "each decide alone"),
+        (dict(event_share=0.5, priority={"alpha": 0.5, "beta": 0.5}), "with priorities no data.event_share"),
+        (dict(weights={"game": 0.5}, priority={"alpha": 0.5, "beta": 0.5}), "there are no data.weights"),
+        (dict(weights={"return": 0}), "data.weights.return=0 is out of range"),
     ],
 )
 def test_settings_out_of_range(store, kw, match):

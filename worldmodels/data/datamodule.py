@@ -1,31 +1,40 @@
-"""Feeds a learner with windows of a store, and resumes at exactly the batch where training stopped."""
+"""Feeds a learner with windows of stores, and resumes at exactly the batch where training stopped."""
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from worldmodels.data.card import Card
+from worldmodels.data.mixing import Mixture, open_stores
+from worldmodels.data.relabel import future_goals
 from worldmodels.data.sampling import WindowSampler, even_windows
 from worldmodels.data.store import Store
+from worldmodels.data.transforms import Transform
 from worldmodels.types import Segment, UserError
+
+Relabel = Callable[[Segment, np.ndarray, Store, np.random.Generator], Segment]
+RELABEL: dict[str, Relabel] = {"future": future_goals}
+"""What a batch may be relabelled with, by the name that a setting gives; see `future_goals`."""
 
 
 class StoreDataModule(LightningDataModule):
-    """Endless training batches and fixed validation and test windows of one store, each a whole `Segment`.
+    """Endless training batches and fixed validation and test windows of one store or several, each a whole `Segment`.
 
-    Training batch k is a pure function of (seed, rank, world size, k); how many were used is read from the trainer, so
-    that a resumed run goes on with the next one. The stream never ends: give the trainer `max_steps` and an integer
-    `val_check_interval`.
+    Training batch k is a pure function of (seed, rank, world size, k), and of what `update` was told where windows are
+    drawn by priority; how many were used is read from the trainer, so that a resumed run goes on with the next one. The
+    stream never ends: give the trainer `max_steps` and an integer `val_check_interval`.
 
     Args:
-        store: folder of the store.
+        store: folder of the store, or a list of them.
         batch_size: windows a batch on each device.
         length: transitions T a window.
         left_padding: how many steps before its episode a training window may start.
@@ -33,15 +42,21 @@ class StoreDataModule(LightningDataModule):
         seed: of the stream of training batches.
         validation: `windows` (how many), `length` and `batch_size` of validation and test windows; the latter two are
             as in training where they are not given.
-        prefetch: batches that are read ahead by one thread.
+        prefetch: batches that are read ahead, by one thread or by each worker.
+        replacement: false shows every training window once before any comes again.
+        weights: `game`, `recency` and `return`, as in `EpisodeWeights`.
+        priority: `alpha` (None: off) and `beta`, as in `Priorities`; tell `update` the priorities.
+        relabel: `future`, or a function as those in `RELABEL`, called on every training batch.
+        transform: `size` and `colour` of the frames, as in `Transform`.
+        workers: processes that read training batches in place of the thread; the batches are the same.
 
     Raises:
-        UserError: no store, or one without episodes, at `store`.
+        UserError: no store, or one without episodes, at `store`; stores that do not fit; a setting out of range.
     """
 
     def __init__(
         self,
-        store: str,
+        store: str | Sequence[str],
         batch_size: int = 32,
         length: int = 8,
         left_padding: int = 0,
@@ -49,20 +64,34 @@ class StoreDataModule(LightningDataModule):
         seed: int = 0,
         validation: Mapping[str, int] | None = None,
         prefetch: int = 2,
+        replacement: bool = True,
+        weights: Mapping[str, float | None] | None = None,
+        priority: Mapping[str, float | None] | None = None,
+        relabel: str | Relabel | None = None,
+        transform: Mapping[str, Any] | None = None,
+        workers: int = 0,
     ) -> None:
         super().__init__()
-        self.store = Store.open(store)
+        self.validation = _settings(
+            "validation", validation, {"windows": 64, "length": length, "batch_size": batch_size}
+        )
+        self.priority = _settings("priority", priority, {"alpha": None, "beta": 0.4})
+        self.transform = _settings("transform", transform, {"size": None, "colour": None})
+        if isinstance(relabel, str) and relabel not in RELABEL:
+            raise UserError(f"data.relabel={relabel} is unknown; choose one of {', '.join(RELABEL)}, or null")
+        if type(workers) is not int or workers < 0:
+            raise UserError(f"data.workers={workers} must be a whole number of at least 0")
+        self.store: Any = open_stores(store, Transform(**self.transform))
         self.batch_size, self.length, self.left_padding = batch_size, length, left_padding
-        self.event_share, self.seed, self.prefetch = event_share, seed, prefetch
-        defaults = {"windows": 64, "length": length, "batch_size": batch_size}
-        if unknown := set(validation or {}) - set(defaults):
-            raise UserError(f"data.validation has no setting {min(unknown)!r}; it has {', '.join(defaults)}")
-        self.validation = defaults | dict(validation or {})
+        self.event_share, self.seed, self.prefetch, self.workers = event_share, seed, max(1, prefetch), workers
+        self.replacement, self.weights, self.relabel = replacement, dict(weights or {}), relabel
         self._drawn = 0
+        self._sampler: WindowSampler | None = None
+        self._priorities: dict[str, Any] | None = None  # of a checkpoint, until they are needed
 
     @property
     def card(self) -> Card:
-        """The dataset card of the store."""
+        """The dataset card of the frames as they are handed out; of several stores that of the first, with `games`."""
         return self.store.card
 
     def batches_drawn(self) -> int:
@@ -74,11 +103,12 @@ class StoreDataModule(LightningDataModule):
         return max(progress["total"]["processed"], self._drawn)
 
     def train_dataloader(self) -> DataLoader:
-        """Endless batches, read ahead by one thread (processes would cost more than the decoding)."""
+        """Endless batches, read ahead by one thread (processes cost more than the decoding) or by workers."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        ahead, episodes = self.prefetch * max(1, self.workers), self._split("train")
         sampler = WindowSampler(
             self.store,
-            self._split("train"),
+            episodes,
             self.batch_size,
             self.length,
             self.left_padding,
@@ -86,14 +116,53 @@ class StoreDataModule(LightningDataModule):
             self.seed,
             rank,
             world,
+            self.replacement,
+            self.weights,
+            self.store.games[episodes] if isinstance(self.store, Mixture) else None,
+            self.priority,
+            ahead + 2,  # one that is being read ahead, one that Lightning fetched, and then those that wait
         )
+        if sampler.priorities and self._sampler:
+            sampler.priorities = self._sampler.priorities
+        if sampler.priorities and self._priorities:
+            sampler.priorities.load_state_dict(self._priorities)
+        self._sampler, self._priorities = sampler, None
+        relabel = RELABEL[self.relabel] if isinstance(self.relabel, str) else self.relabel
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        reader = _Reader(self.store, self.length, relabel)
+        batches = _Batches(lambda: self._draws(sampler), reader, self.prefetch, self.workers, pin)
+        return DataLoader(batches, batch_size=None)
 
-        def batch(k: int) -> Segment:
-            segment = self.store.read(sampler(k), self.length)
-            return segment.map(torch.Tensor.pin_memory) if pin else segment
+    def _draws(self, sampler: WindowSampler) -> Iterator["_Draw"]:
+        """What the batches from the first unused one on are made of."""
+        first = self.batches_drawn()
+        if sampler.priorities:
+            sampler.priorities.rewind(first)
+        for k in count(first):
+            starts, importance = sampler(k), None
+            if sampler.priorities:
+                importance = sampler.priorities.importance(sampler.windows(starts))
+            yield _Draw(starts, importance, sampler.generator(k, stream=1))
 
-        return DataLoader(_Batches(batch, self.batches_drawn, self.prefetch), batch_size=None)
+    def update(self, starts: Tensor, priorities: Tensor) -> None:
+        """Tell how much the windows of the present batch matter, e.g. their losses; call it in `training_step`.
+
+        Every rank calls it, with as many windows, and all ranks then draw by the priorities of all.
+
+        Args:
+            starts: (B, 2) int64, the batch's `side["starts"]`.
+            priorities: (B,), finite and above 0.
+
+        Raises:
+            UserError: windows are not drawn by priority, or a priority is out of range.
+        """
+        if self.trainer is None or self._sampler is None or self._sampler.priorities is None:
+            raise UserError("priorities are only taken while a trainer trains with data.priority.alpha set")
+        starts, priorities = starts.detach(), priorities.detach().double()
+        if self.trainer.world_size > 1:
+            starts, priorities = (self.trainer.strategy.all_gather(x).flatten(0, 1) for x in (starts, priorities))
+        windows = self._sampler.windows(starts.cpu().numpy())
+        self._sampler.priorities.update(self.batches_drawn(), windows, priorities.cpu().numpy())
 
     def val_dataloader(self) -> DataLoader:
         """The fixed validation windows."""
@@ -109,7 +178,7 @@ class StoreDataModule(LightningDataModule):
         batches = [starts[i : i + size] for i in range(0, len(starts), size)]
         return DataLoader(_Windows(lambda i: self.store.read(batches[i], length), len(batches)), batch_size=None)
 
-    def _split(self, split: str) -> Any:
+    def _split(self, split: str) -> np.ndarray:
         episodes = self.store.splits[split]
         if not len(episodes):
             raise UserError(
@@ -123,19 +192,29 @@ class StoreDataModule(LightningDataModule):
         return batch.to(device, non_blocking=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """How many training batches were used, and what they were drawn from."""
-        return {"drawn": self.batches_drawn(), **self._origin()}
+        """How many training batches were used, what they were drawn from, and the priorities."""
+        state, priorities = {"drawn": self.batches_drawn(), **self._origin()}, self._priorities
+        if self._sampler and self._sampler.priorities:
+            priorities = self._sampler.priorities.state_dict(state["drawn"])
+        return {**state, "priorities": priorities} if priorities else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the batch after the last one used."""
-        self._drawn = state_dict["drawn"]
+        self._drawn, self._priorities = state_dict["drawn"], state_dict.get("priorities")
         changed = [k for k, v in self._origin().items() if state_dict.get(k, v) != v]
         if changed:
             warnings.warn(f"training resumes on other batches than it left: {', '.join(changed)} changed", stacklevel=2)
 
     def _origin(self) -> dict[str, Any]:
         keys = ("batch_size", "length", "left_padding", "event_share", "seed")
+        keys += ("replacement", "weights", "priority", "transform")
         return {"store": self.store.uuid, "episodes": len(self.store.lengths)} | {k: getattr(self, k) for k in keys}
+
+
+def _settings(name: str, given: Mapping[str, Any] | None, defaults: dict[str, Any]) -> dict[str, Any]:
+    if unknown := set(given or {}) - set(defaults):
+        raise UserError(f"data.{name} has no setting {min(unknown)!r}; it has {', '.join(defaults)}")
+    return defaults | dict(given or {})
 
 
 class _Windows(Dataset):
@@ -149,17 +228,70 @@ class _Windows(Dataset):
         return self.batch(index)
 
 
-class _Batches(IterableDataset):
-    """batch(k), batch(k+1), ... from the k that `first` gives when iterating begins, `ahead` of them read early."""
+class _Draw(NamedTuple):
+    starts: np.ndarray
+    importance: np.ndarray | None
+    rng: np.random.Generator
 
-    def __init__(self, batch: Callable[[int], Segment], first: Callable[[], int], ahead: int) -> None:
-        self.batch, self.first, self.ahead = batch, first, ahead
+
+class _Reader(Dataset):
+    """Reads the batch that a draw asks for; any thread or process may do so."""
+
+    def __init__(self, store: Any, length: int, relabel: Relabel | None) -> None:
+        self.store, self.length, self.relabel = store, length, relabel
+
+    def read(self, draw: _Draw) -> Segment:
+        segment = self.store.read(draw.starts, self.length)
+        if draw.importance is not None:
+            segment.side["importance"] = torch.from_numpy(draw.importance)
+            segment.side["starts"] = torch.from_numpy(draw.starts)
+        return self.relabel(segment, draw.starts, self.store, draw.rng) if self.relabel else segment
+
+    def __getitem__(self, draw: _Draw) -> Segment | UserError:
+        """As `read`, for a worker: torch would send a raised exception on as a page of text."""
+        try:
+            return self.read(draw)
+        except UserError as error:
+            return error
+
+
+class _Batches(IterableDataset):
+    """One batch for each of `draws`, several of them read early; draws are made by who iterates, in order."""
+
+    def __init__(
+        self, draws: Callable[[], Iterator[_Draw]], reader: _Reader, ahead: int, workers: int, pin: bool
+    ) -> None:
+        self.draws, self.reader, self.ahead, self.workers, self.pin = draws, reader, ahead, workers, pin
 
     def __iter__(self) -> Iterator[Segment]:
-        numbers = count(self.first())
+        return self._by_workers() if self.workers else self._by_thread()
+
+    def _by_thread(self) -> Iterator[Segment]:
+        draws = self.draws()
         with ThreadPoolExecutor(1, "read-ahead") as thread:
-            waiting = deque(thread.submit(self.batch, next(numbers)) for _ in range(max(1, self.ahead)))
+            waiting = deque(thread.submit(self._read, next(draws)) for _ in range(self.ahead))
             while True:
                 segment = waiting.popleft().result()
-                waiting.append(thread.submit(self.batch, next(numbers)))
+                waiting.append(thread.submit(self._read, next(draws)))
                 yield segment
+
+    def _read(self, draw: _Draw) -> Segment:
+        return self._pinned(self.reader.read(draw))
+
+    def _by_workers(self) -> Iterator[Segment]:
+        loader = DataLoader(
+            self.reader,
+            sampler=self.draws(),
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=self.ahead,
+            multiprocessing_context="fork",  # they share the open stores, which hold no position
+            generator=torch.Generator(),  # workers use no seed, and drawing one must not change the training's
+        )
+        for segment in loader:
+            if isinstance(segment, UserError):
+                raise segment
+            yield self._pinned(segment)
+
+    def _pinned(self, segment: Segment) -> Segment:
+        return segment.map(torch.Tensor.pin_memory) if self.pin else segment

@@ -1,39 +1,50 @@
 """Which windows make batch k: a pure function of (seed, rank, world size, k), so that resuming needs one number."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from worldmodels.data.segments import TERMINATED
+from worldmodels.data.mixing import Mixture
+from worldmodels.data.permutation import permuted
+from worldmodels.data.priorities import Priorities
+from worldmodels.data.scan import episode_returns, event_steps
 from worldmodels.data.store import Store
+from worldmodels.data.weights import ALIKE, Choice, EpisodeWeights, checked
 from worldmodels.types import UserError
 
 
 class WindowSampler:
-    """Draws batches of windows from chosen episodes, uniformly over all windows, or around events.
+    """Draws batches of windows from chosen episodes: uniformly over all windows, or as the settings say.
 
     A window starts at `left_padding` steps before its episode at the earliest, and ends with it at the latest (where
     the episode is long enough).
 
     Args:
-        store: the store; what it holds now is what is drawn from.
+        store: the store, or several in one; what it holds now is what is drawn from.
         episodes: (n,) numbers of the episodes to draw from.
         batch_size: windows a batch.
         length: transitions T a window.
         left_padding: how many steps before its episode a window may start, below `length`.
         event_share: share of the batch that is drawn around a row with a nonzero reward or a termination, at a random
-            place in the window; all of it is uniform where there is no such row.
+            place in the window; all of it is drawn as the rest where there is no such row.
         seed: of the stream of batches.
         rank: of this process; every rank draws its own batches.
         world: number of processes.
+        replacement: false walks through all windows, each once a pass over all ranks, in an order that the seed and
+            the number of the pass decide; the share around events is drawn besides.
+        weights: of games, recent and successful episodes, as `EpisodeWeights` has them.
+        games: (n,) number of the game that each of `episodes` is of; by default all are of one.
+        priority: `alpha` and `beta` of `Priorities`, which are off where `alpha` is None.
+        lag: of `Priorities`.
 
     Raises:
-        UserError: there are no episodes, or a setting is out of range.
+        UserError: there are no episodes, or settings are out of range or do not go together.
     """
 
     def __init__(
         self,
-        store: Store,
+        store: Store | Mixture,
         episodes: Sequence[int] | np.ndarray,
         batch_size: int,
         length: int,
@@ -42,6 +53,11 @@ class WindowSampler:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
+        replacement: bool = True,
+        weights: Mapping[str, float | None] | None = None,
+        games: np.ndarray | None = None,
+        priority: Mapping[str, Any] | None = None,
+        lag: int = 1,
     ) -> None:
         if not len(episodes):
             raise UserError(f"the store {store.path} has no episodes to draw from; collect more of them")
@@ -50,52 +66,82 @@ class WindowSampler:
                 f"batch_size={batch_size}, length={length}, left_padding={left_padding}, event_share={event_share} do"
                 " not fit: at least one window of one transition, 0 <= left_padding < length, 0 <= event_share <= 1"
             )
-        self.episodes = np.asarray(episodes, np.int64)
+        priority = {"alpha": None, "beta": None, **(priority or {})}
+        prioritised = priority["alpha"] is not None
+        alike = checked(weights or {}) == ALIKE
+        if (prioritised and (event_share or not replacement)) or not (alike or (replacement and not prioritised)):
+            raise UserError(
+                "data.priority and data.replacement=false each decide alone what is drawn: with either there are no "
+                "data.weights, with priorities no data.event_share, and not both of them"
+            )
+        order = np.argsort(episodes)
+        self.episodes = np.asarray(episodes, np.int64)[order]
         self.batch_size, self.length, self.left_padding = batch_size, length, left_padding
-        self.last = _last_start(store.lengths[self.episodes], length, -left_padding)
-        self._windows = (self.last + left_padding + 1).cumsum()
-        self._key = [seed % 2**64, rank + (world << 32)]
-        self._events = _event_rows(store, self.episodes) if event_share else np.zeros((0, 2), np.int64)
-        self._n_events = round(event_share * batch_size) if len(self._events) else 0
+        self._last = _last_start(store.lengths[self.episodes], length, -left_padding)
+        games = np.zeros(len(order), np.int64) if games is None else np.asarray(games)[order]
+        counts = self._last + left_padding + 1
+        returns = episode_returns(store)[self.episodes] if weights and weights.get("return") else None
+        weigh = EpisodeWeights(counts, games, returns, weights or {})
+        self._windows = Choice(counts, weigh.of(counts))
+        self._n_events = 0
+        counts, self._steps = event_steps(store, self.episodes) if event_share else (np.zeros(0), np.zeros(0))
+        if len(self._steps):
+            self._events, self._n_events = Choice(counts, weigh.of(counts)), round(event_share * batch_size)
+        self._seed, self._rank, self._world, self._walks = seed % 2**64, rank, world, not replacement
+        self.priorities: Priorities | None = None
+        if prioritised:
+            self.priorities = Priorities(self._windows.size, priority["alpha"], priority["beta"], lag)
 
     def __call__(self, k: int) -> np.ndarray:
         """Windows of batch `k`: (B, 2) int64, episode and first step."""
-        # the batch number is not in word 0 of the counter, which drawing counts up: batches would share their draws
-        rng = np.random.Generator(np.random.Philox(key=self._key, counter=[0, k, 0, 0]))
-        window = rng.integers(self._windows[-1], size=self.batch_size - self._n_events)
-        which = np.searchsorted(self._windows, window, side="right")
-        start = self.last[which] - (self._windows[which] - 1 - window)
-        uniform = np.stack([which, start], 1)
-        which, row = self._events[rng.integers(max(1, len(self._events)), size=self._n_events)].T
-        start = row - rng.integers(self.length, size=self._n_events)
-        events = np.stack([which, np.clip(start, -self.left_padding, self.last[which])], 1)
-        starts = np.concatenate([events, uniform])
+        rng, size = self.generator(k), self.batch_size - self._n_events
+        if self.priorities:
+            which, window = self._windows.find(self.priorities.draw(k, rng, size))
+        elif self._walks:
+            which, window = self._windows.find(self._walked(k, size))
+        else:
+            which, window = self._windows(rng, size)
+        starts = np.stack([which, window - self.left_padding], 1)
+        if self._n_events:
+            which, event = self._events(rng, self._n_events)
+            start = self._steps[self._events.number(which, event)] - rng.integers(self.length, size=self._n_events)
+            around = np.stack([which, np.clip(start, -self.left_padding, self._last[which])], 1)
+            starts = np.concatenate([around, starts])
         starts[:, 0] = self.episodes[starts[:, 0]]
         return starts
 
+    def generator(self, k: int, stream: int = 0) -> np.random.Generator:
+        """Random numbers for batch `k`; those of stream 0 choose the windows."""
+        key = [self._seed, self._rank + (self._world << 32)]
+        # the batch number is not in word 0 of the counter, which drawing counts up: batches would share their draws
+        return np.random.Generator(np.random.Philox(key=key, counter=[0, k, stream, 0]))
 
-def even_windows(store: Store, episodes: Sequence[int] | np.ndarray, count: int, length: int) -> np.ndarray:
+    def windows(self, starts: np.ndarray) -> np.ndarray:
+        """Numbers (B,) of the windows at `starts` (B, 2), among all that can be drawn."""
+        which = np.searchsorted(self.episodes, starts[:, 0])
+        return self._windows.number(which, starts[:, 1] + self.left_padding)
+
+    def _walked(self, k: int, size: int) -> np.ndarray:
+        """The part of this rank in batch `k` of a walk through all windows, as often as it takes."""
+        place = (k * self._world + self._rank) * size + np.arange(size)
+        number, place = np.divmod(place, self._windows.size)
+        for n in np.unique(number):
+            place[number == n] = permuted(place[number == n], self._windows.size, self._seed, int(n))
+        return place
+
+
+def even_windows(store: Store | Mixture, episodes: Sequence[int] | np.ndarray, count: int, length: int) -> np.ndarray:
     """Fixed windows, evenly spaced over all that lie wholly inside the episodes: (at most `count`, 2) int64.
 
     An episode shorter than `length` counts with its one padded window.
     """
     episodes = np.asarray(episodes, np.int64)
-    windows = (_last_start(store.lengths[episodes], length, 0) + 1).cumsum()
-    total = int(windows[-1]) if len(windows) else 0
+    windows = Choice(_last_start(store.lengths[episodes], length, 0) + 1)
+    total = windows.size if len(episodes) else 0
     chosen = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
-    which = np.searchsorted(windows, chosen, side="right")
-    return np.stack([episodes[which], chosen - np.concatenate([[0], windows])[which]], 1)
+    which, start = windows.find(chosen)
+    return np.stack([episodes[which], start], 1)
 
 
 def _last_start(lengths: np.ndarray, length: int, first: int) -> np.ndarray:
     return np.maximum(lengths - length, first)
-
-
-def _event_rows(store: Store, episodes: np.ndarray) -> np.ndarray:
-    """(position in `episodes`, step) of each row with a nonzero reward or a termination, (n, 2) int64."""
-    rows = np.flatnonzero((store.column("reward") != 0) | (store.column("flags") & TERMINATED > 0))
-    episode = np.searchsorted(store.offsets, rows, side="right") - 1
-    place = np.full(len(store.lengths), -1)
-    place[episodes] = np.arange(len(episodes))
-    events = np.stack([place[episode], rows - store.offsets[episode]], 1)
-    return events[events[:, 0] >= 0]

@@ -1,0 +1,136 @@
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.stores import episode, filled
+from worldmodels.data.card import make_card
+from worldmodels.data.mixing import Mixture, open_stores
+from worldmodels.data.store import Store
+from worldmodels.data.transforms import Transform
+from worldmodels.types import Segment, UserError
+
+
+def other_game(path, count=4, game="pong", channels=3, side=8, colour="rgb", **fields):
+    obs = {"height": side, "width": side, "channels": channels, "colour": colour}
+    with Store.create(path, make_card("toy", game, obs, seed=1, action_set=[0, 17], **fields)) as store:
+        for i in range(count):
+            store.append(episode(100 + i, channels=channels, side=side))
+    return path
+
+
+@pytest.fixture
+def paths(tmp_path):
+    filled(tmp_path / "a", count=7, seal_at=(3,))
+    return [tmp_path / "a", other_game(tmp_path / "b"), other_game(tmp_path / "c", count=3, game="catch")]
+
+
+def equal(a, b, but=()):
+    for f in fields(Segment):
+        if f.name != "side":
+            assert torch.equal(getattr(a, f.name), getattr(b, f.name)), f.name
+    assert set(a.side) - set(but) == set(b.side) - set(but)
+    for name in set(a.side) - set(but):
+        assert torch.equal(a.side[name], b.side[name]), name
+
+
+def test_it_reads_what_the_stores_read(paths):
+    mix, stores = Mixture(paths, Transform()), [Store.open(p) for p in paths]
+    assert mix.lengths.tolist() == [n for s in stores for n in s.lengths]
+    windows = [(2, 0), (0, 3), (1, 1), (0, 2), (2, 2), (0, 6), (1, 3), (1, 0)]
+    numbers = [sum(len(s.lengths) for s in stores[:n]) + i for n, i in windows]
+    starts = np.array([(number, i - 1) for number, (_, i) in zip(numbers, windows, strict=True)])
+    batch = mix.read(starts, 5)
+    assert batch.side["store"].tolist() == [n for n, _ in windows] and batch.side["store"].dtype == torch.int64
+    for row, (n, i) in enumerate(windows):
+        equal(batch.rows(slice(row, row + 1)), stores[n].read([(i, i - 1)], 5), but=["store"])
+    for name in ("reward", "flags"):
+        np.testing.assert_array_equal(mix.column(name), np.concatenate([s.column(name) for s in stores]))
+    for number, (n, i) in zip(numbers, windows, strict=True):
+        assert mix.episode_info(number) == stores[n].episode_info(i)
+        assert mix.offsets[number + 1] - mix.offsets[number] == stores[n].lengths[i]
+    for wrong in (-1, len(mix.lengths)):
+        with pytest.raises(IndexError):
+            mix.read([(wrong, 0)], 3)
+
+
+def test_a_batch_from_one_store_knows_it_too(paths):
+    assert Mixture(paths, Transform()).read([(8, 0), (7, 0)], 3).side["store"].tolist() == [1, 1]
+
+
+def test_splits_are_those_of_the_stores(paths):
+    mix, stores = Mixture(paths, Transform()), [Store.open(p) for p in paths]
+    for name, split in mix.splits.items():
+        want = [i + first for s, first in zip(stores, (0, 7, 11), strict=True) for i in s.splits[name].tolist()]
+        assert split.tolist() == want
+    assert sorted(np.concatenate(list(mix.splits.values()))) == list(range(14))
+
+
+def test_its_card(paths):
+    mix = Mixture(paths, Transform(4, "gray"))
+    assert mix.card["games"] == ["catch", "pong"] and mix.games.tolist() == [0] * 7 + [1] * 4 + [0] * 3
+    assert mix.card["game"] == "catch" and mix.card["obs"]["channels"] == 1 and mix.card["obs"]["height"] == 4
+    assert mix.card["action_set"] == list(range(18))
+
+
+def test_a_store_that_grows_moves_no_episode(paths):
+    mix = Mixture(paths, Transform())
+    before, splits = mix.read([(7, 0), (0, 0)], 4), mix.splits
+    with Store.open(paths[0], write=True) as store:
+        store.append(episode(55))
+        store.seal()
+    for store in mix.stores:
+        store.refresh()
+    assert len(mix.stores[0].lengths) == 8
+    equal(mix.read([(7, 0), (0, 0)], 4), before)
+    assert {k: v.tolist() for k, v in mix.splits.items()} == {k: v.tolist() for k, v in splits.items()}
+    assert len(mix.column("reward")) == mix.offsets[-1]
+
+
+def test_sizes_and_colours_are_brought_together(tmp_path):
+    filled(tmp_path / "a", count=3)
+    other_game(tmp_path / "gray", channels=1, side=12, colour="ale_gray")
+    paths = [tmp_path / "a", tmp_path / "gray"]
+    for transform in (Transform(6, "gray"), Transform(8, "rgb"), Transform(12, "gray")):
+        mix = Mixture(paths, transform)
+        batch = mix.read([(0, 0), (4, 0)], 3)
+        obs = mix.card["obs"]
+        assert batch.obs.shape[2:] == (obs["channels"], obs["height"], obs["width"])
+        for row, (path, start) in enumerate(zip(paths, [(0, 0), (1, 0)], strict=True)):
+            equal(batch.rows(slice(row, row + 1)), transform(Store.open(path).read([start], 3)), but=["store"])
+
+
+@pytest.mark.parametrize(
+    "kw, transform, match",
+    [
+        (
+            dict(side=12),
+            (None, "rgb"),
+            "obs.height=12 but .*/a, which .*/b is to be mixed with, has 8: give data.transform.size=",
+        ),
+        (
+            dict(channels=1, colour="ale_gray"),
+            (8,),
+            "obs.channels=1 but .*/a, which .*/b is .* has 3: give data.transform.colour=",
+        ),
+        (dict(frame_skip=3), (), "frame_skip=3 but .*/a, which .*/b .* has 4: no setting brings the two together"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, kw, transform, match):
+    filled(tmp_path / "a", count=2)
+    other_game(tmp_path / "b", **kw)
+    with pytest.raises(UserError, match=match) as error:
+        Mixture([tmp_path / "a", tmp_path / "b"], Transform(*transform))
+    assert "\n" not in str(error.value)
+
+
+def test_which_stores(paths, tmp_path):
+    assert isinstance(open_stores(str(paths[0]), Transform()), Store)
+    assert isinstance(open_stores([paths[0]], Transform()), Store)
+    assert isinstance(open_stores(paths[0], Transform(4)), Mixture)
+    for wrong in ([], [paths[0], paths[1], str(paths[0])], [paths[0], paths[0].parent / "b" / ".." / "a"]):
+        with pytest.raises(UserError, match="must name at least one store, and none of them twice"):
+            open_stores(wrong, Transform())
+    with pytest.raises(UserError, match="there is no store at .*/none"):
+        open_stores([paths[0], tmp_path / "none"], Transform())

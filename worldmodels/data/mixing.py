@@ -1,0 +1,135 @@
+"""Several stores read as one: their episodes numbered through, their frames brought to one form where that is asked."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodels.data.card import Card, check_compatible
+from worldmodels.data.store import Store
+from worldmodels.data.transforms import Transform
+from worldmodels.types import Segment, UserError
+
+_MENDS = (  # fields that a setting brings together, and the setting
+    (("height", "width"), "give data.transform.size=PIXELS, to which the frames of all stores are then resized"),
+    (("channels", "colour"), "give data.transform.colour=gray, to which the frames of all stores are then converted"),
+)
+
+
+def open_stores(paths: str | Path | Sequence[str | Path], transform: Transform) -> "Store | Mixture":
+    """Open one store, or several as one, for reading.
+
+    Raises:
+        UserError: there is no store at a path, or the stores do not fit together.
+    """
+    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    if len(paths) == 1 and transform == Transform():
+        return Store.open(paths[0])
+    return Mixture(paths, transform)
+
+
+class Mixture:
+    """Stores under one dataset card, read as if they were one; what they hold when it is made is what it holds.
+
+    Episodes are numbered through the stores in the order given. A batch has one more side column, `store` (B,) int64:
+    the place in that order of the store that each window is from.
+
+    Args:
+        paths: folders of the stores.
+        transform: what is done to all frames.
+
+    Raises:
+        UserError: no path, a store twice or none at a path, or what a frame, a step or a reward means differs.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], transform: Transform) -> None:
+        self.path = ", ".join(map(str, paths))
+        self.stores, self._transform = [Store.open(path) for path in paths], transform
+        uuids = [store.uuid for store in self.stores]
+        if not uuids or len(set(uuids)) < len(uuids):
+            raise UserError(f"store=[{self.path}] must name at least one store, and none of them twice")
+        cards = [transform.card(store.card) for store in self.stores]
+        for path, card in zip(paths[1:], cards[1:], strict=True):
+            _check_mixable(card, cards[0], f"{paths[0]}, which {path} is to be mixed with,")
+        games = list(dict.fromkeys(card["game"] for card in cards))
+        actions = sorted({action for card in cards for action in card["action_set"]})
+        self.uuid = "+".join(uuids)
+        self.card: Card = {**cards[0], "games": games, "action_set": actions}
+        counts = [len(store.lengths) for store in self.stores]
+        self.ends = np.cumsum(counts)
+        self.firsts = self.ends - counts
+        """Number of each store's first episode, (S,) int64, and, in `ends`, of the one after its last."""
+        self.lengths = np.concatenate([store.lengths for store in self.stores])
+        """Number of transitions of each episode, (E,) int64."""
+        self.games = np.repeat([games.index(card["game"]) for card in cards], counts)
+        """Place of each episode's game in the card's `games`, (E,) int64."""
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """First row of each episode among all rows, and last the number of rows, (E+1,) int64."""
+        return np.concatenate([[0], self.lengths.cumsum()])
+
+    @property
+    def splits(self) -> dict[str, np.ndarray]:
+        """Episode numbers of `train`, `validation` and `test`: those of all stores."""
+        own = [store.splits for store in self.stores]
+        firsts = zip(own, self.firsts, self.ends, strict=True)
+        moved = [{name: i[i < end - first] + first for name, i in split.items()} for split, first, end in firsts]
+        return {name: np.concatenate([split[name] for split in moved]) for name in own[0]}
+
+    def column(self, name: str) -> np.ndarray:
+        """All rows of `action`, `reward` or `flags`, (N,), as `Store.column`."""
+        rows = self.offsets[self.ends] - self.offsets[self.firsts]
+        return np.concatenate([store.column(name)[:n] for store, n in zip(self.stores, rows, strict=True)])
+
+    def episode_info(self, i: int) -> dict[str, Any]:
+        """What is known of episode `i`, as `Store.episode_info`."""
+        store = int(np.searchsorted(self.ends, i, side="right"))
+        return self.stores[store].episode_info(i - int(self.firsts[store]))
+
+    def read(self, starts: np.ndarray | Sequence[Sequence[int]], length: int) -> Segment:
+        """A batch of windows, as `Store.read`, with transformed frames and the side column `store`.
+
+        Raises:
+            IndexError: there is no such episode.
+            UserError: the stored bytes do not match their checksum.
+        """
+        starts = np.asarray(starts, np.int64).reshape(-1, 2)
+        if ((starts[:, 0] < 0) | (starts[:, 0] >= self.ends[-1])).any():
+            raise IndexError(f"an episode below 0 or above {self.ends[-1] - 1}, the last of {self.path}")
+        which = np.searchsorted(self.ends, starts[:, 0], side="right")
+        parts, places = [], []
+        for i in np.unique(which):
+            places.append(np.flatnonzero(which == i))
+            windows = starts[places[-1]] - [self.firsts[i], 0]
+            parts.append(self._transform(self.stores[i].read(windows, length)))
+        segment = parts[0] if len(parts) == 1 else _joined(parts, places)
+        segment.side["store"] = torch.from_numpy(which)
+        return segment
+
+
+def _joined(parts: Sequence[Segment], places: Sequence[np.ndarray]) -> Segment:
+    """One batch of several: row j of part i becomes row `places[i][j]`."""
+    count = sum(map(len, places))
+
+    def join(columns: Sequence[Tensor]) -> Tensor:
+        # by numpy, for the reason told in Store._read
+        out = np.empty((count, *columns[0].shape[1:]), columns[0].numpy().dtype)
+        for rows, column in zip(places, columns, strict=True):
+            out[rows] = column.numpy()
+        return torch.from_numpy(out)
+
+    joined = {f.name: join([getattr(p, f.name) for p in parts]) for f in fields(Segment) if f.name != "side"}
+    return Segment(**joined, side={name: join([p.side[name] for p in parts]) for name in parts[0].side})
+
+
+def _check_mixable(data: Card, other: Card, what: str) -> None:
+    """Refuse to mix two cards, with the setting that mends it where there is one."""
+    for names, mend in _MENDS:
+        obs = other["obs"] | {name: data["obs"][name] for name in names}
+        check_compatible({**other, "obs": obs}, other, what, mend=mend)
+    check_compatible(data, other, what, same_game=False, mend="no setting brings the two together; train on one")
