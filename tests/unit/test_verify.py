@@ -1,0 +1,269 @@
+"""`verify` finds any flipped byte, any missing and any foreign file, and is never misled by a writer at work."""
+
+import itertools
+import json
+import shutil
+import threading
+import time
+import zipfile
+
+import numpy as np
+import pytest
+
+from tests.unit.stores import card, episode, filled
+from worldmodels.data.checksums import BLANK, KEY, file_table, json_matches, mark_zip, marked_json, zip_matches
+from worldmodels.data.collecting import summary
+from worldmodels.data.disk import write_json
+from worldmodels.data.store import Store
+from worldmodels.data.verify import verify
+from worldmodels.types import UserError
+
+
+def with_checksums(root):
+    """Bring a store of format 1 to format 2, where every file carries its checksum; one of format 2 stays as it is."""
+    for path in root.glob("side/*/*/MANIFEST.json"):
+        _rewrite(path, {"files": file_table(path.parent)} | json.loads(path.read_text()))
+    for path in root.glob("side/*/LATEST"):
+        name = json.loads(path.read_text())
+        _rewrite(path, name if isinstance(name, dict) else {"version": name})
+    _rewrite(root / "store.json", json.loads((root / "store.json").read_text()) | {"version": 2})
+    for path in [*root.glob("s*s/*.json"), root / "metrics.json"]:
+        if path.exists():
+            _rewrite(path, json.loads(path.read_text()))
+    for path in root.glob("segments/*/*/zarr.json"):
+        meta = json.loads(path.read_text())
+        _rewrite(path, {**meta, "attributes": {KEY: BLANK, **meta["attributes"]}})
+    for path in root.glob("staging/*/*.npz"):
+        if zip_matches(path) is None:
+            mark_zip(path)
+    return root
+
+
+def _rewrite(path, value):
+    if json_matches(path.read_bytes()) is None:
+        value = value if "attributes" in value else {KEY: BLANK, **value}
+        path.write_bytes(marked_json(json.dumps(value, indent=2).encode()))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A store with everything that a store can hold: two segments, staged episodes, splits, columns, metrics."""
+    root = tmp_path_factory.mktemp("stores") / "whole"
+    store, _ = filled(root)
+    assert store.splits
+    with_writer = Store.open(root, write=True)
+    rows = np.arange(5)
+    for version in ("v2", "v3"):  # one bit apart
+        with_writer.write_side("value", version, rows, np.ones((5, 2), np.float32))
+    with_writer.close()
+    write_json(root / "metrics.json", summary(store))
+    return with_checksums(root)
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "s")
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr("worldmodels.data.verify._GRACE", 0.05)
+
+
+def files_of(root):
+    return sorted(p for p in root.rglob("*") if p.is_file() and p.suffix != ".lock")
+
+
+def named(root):
+    return [problem["file"] for problem in verify(root)["problems"]]
+
+
+def flip(path, place, bit):
+    with open(path, "r+b") as f:
+        f.seek(place)
+        byte = f.read(1)[0] ^ 1 << bit
+        f.seek(place)
+        f.write(bytes([byte]))
+
+
+def test_a_whole_store(whole):
+    seen = []
+    found = verify(whole, lambda done, total: seen.append((done, total)))
+    assert found["problems"] == []
+    assert found["unchecked"] == 0
+    assert (found["files"], found["bytes"]) == (len(files_of(whole)), sum(p.stat().st_size for p in files_of(whole)))
+    store = Store.open(whole)
+    assert (found["episodes"], found["frames"]) == (len(store.lengths), store.lengths.sum())
+    assert seen[-1] == (found["bytes"], found["bytes"])
+    assert {"store.json", "LATEST", "MANIFEST.json", "default.json", "zarr.json", "metrics.json"} <= {
+        p.name for p in files_of(whole)
+    }
+
+
+def test_a_flipped_bit_in_each_file(copy):
+    rng = np.random.default_rng(0)
+    for path in files_of(copy):
+        place, bit = rng.integers(path.stat().st_size), rng.integers(8)
+        flip(path, place, bit)
+        assert named(copy) == [path.relative_to(copy).as_posix()], (place, bit)
+        flip(path, place, bit)
+    assert named(copy) == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_flipped_bits_at_200_places(copy, seed):
+    rng, paths = np.random.default_rng(seed), files_of(copy)
+    sizes = np.array([p.stat().st_size for p in paths])
+    for place in rng.integers(sizes.sum(), size=50):
+        k = np.searchsorted(sizes.cumsum(), place, side="right")
+        at, bit = place - (sizes.cumsum() - sizes)[k], rng.integers(8)
+        flip(paths[k], at, bit)
+        assert named(copy) == [paths[k].relative_to(copy).as_posix()], (at, bit)
+        flip(paths[k], at, bit)
+
+
+def test_every_bit_of_the_files_that_hold_their_own_checksum(copy):
+    header = (copy / "store.json").read_bytes()
+    for place, bit in itertools.product(range(len(header)), range(8)):
+        assert json_matches(header[:place] + bytes([header[place] ^ 1 << bit]) + header[place + 1 :]) is not True
+    staged = min(copy.glob("staging/*/*.npz"), key=lambda p: p.stat().st_size)
+    size = staged.stat().st_size
+    for place, bit in itertools.product([*range(40), size // 2, *range(size - 40, size)], range(8)):
+        flip(staged, place, bit)
+        assert zip_matches(staged) is False, (place - size, bit)
+        flip(staged, place, bit)
+    assert json_matches(header)
+    assert zip_matches(staged)
+
+
+@pytest.mark.parametrize("harm", ["delete", "truncate", "empty", "lengthen", "replace by a folder"])
+def test_harm_to_each_file(copy, harm):
+    for path in files_of(copy):
+        if harm == "delete" and path.name == "metrics.json":
+            continue  # a store that was not collected has none
+        last = harm == "delete" and path == max(copy.glob("staging/*/*.npz"))  # none follows that could miss it
+        content = path.read_bytes()
+        path.unlink()
+        if harm == "truncate":
+            path.write_bytes(content[:-1])
+        elif harm == "empty":
+            path.touch()
+        elif harm == "lengthen":
+            path.write_bytes(content + b" ")
+        elif harm == "replace by a folder":
+            path.mkdir()
+        name = path.relative_to(copy).as_posix()
+        # without its manifest a version is not there, so that LATEST has a problem, too
+        assert set(named(copy)) - {"side/value/LATEST"} == {"metrics.json" if last else name} - {"side/value/LATEST"}
+        assert named(copy)
+        path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+        path.write_bytes(content)
+    assert named(copy) == []
+
+
+def test_missing_and_foreign_folders_and_files(copy):
+    first, second = sorted(copy.glob("segments/toy/*.zarr"))
+    shutil.move(first, copy.parent / "aside")
+    assert named(copy) == ["segments/toy/000000.zarr"]
+    shutil.move(copy.parent / "aside", first)
+    shutil.rmtree(second)
+    for staged in copy.glob("staging/toy/*.npz"):
+        staged.unlink()
+    assert named(copy) == ["metrics.json"]
+    foreign = ["notes.txt", "segments/x", "segments/toy/1.txt", f"segments/toy/{first.name}/obs/c/1", "staging/toy/a",
+               "sources/a.txt", "splits/a", "side/a", "side/value/b", "side/value/v2/toy/c"]  # fmt: skip
+    (copy / "metrics.json").unlink()
+    for name in foreign:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).touch()
+    for name in (".hydra", "segments/toy/000009.zarr.tmp77", "run.log", "side/value/v9.tmp1"):
+        (copy / name).touch()
+    assert named(copy) == sorted(foreign)
+
+
+def test_a_list_of_files_leads_nowhere_else(copy):
+    meta = next(copy.glob("segments/toy/*/zarr.json"))
+    content = json.loads(meta.read_text())
+    content["attributes"]["files"] |= {"../../../../../../dev/zero": [1, 2]}
+    content["attributes"][KEY] = BLANK
+    meta.write_bytes(marked_json(json.dumps(content).encode()))
+    assert len(named(copy)) == 1
+
+
+def test_several_problems_are_all_named(copy):
+    names = ["splits/default.json", *(f"segments/toy/{k:06d}.zarr/obs/c/0/0/0/0" for k in range(2))]
+    for name in names:
+        flip(copy / name, 40, 0)
+    assert named(copy) == sorted(names)
+
+
+def test_a_store_of_format_1(copy):
+    for path in [p for p in files_of(copy) if json_matches(p.read_bytes()) is not None]:
+        content = json.loads(path.read_text())
+        for table in (content, content.get("attributes", {})):
+            table.pop(KEY, None)
+        for name in ("files", "version") if path.parent.parent.parent == copy / "side" else ():
+            content.pop(name, None)
+        path.write_text(json.dumps(content["version"] if path.name == "LATEST" else content))
+    _ = (copy / "store.json").write_text(json.dumps(json.loads((copy / "store.json").read_text()) | {"version": 1}))
+    for path in copy.glob("staging/toy/*.npz"):
+        with open(path, "r+b") as f:
+            f.seek(-10, 2)
+            f.write(b"\0\0")
+            f.truncate()
+    found = verify(copy)
+    assert found["problems"] == []
+    assert found["unchecked"] == sum(
+        p.name in ("LATEST", "default.json", "store.json", "toy.json", "metrics.json", "MANIFEST.json")
+        or p.suffix == ".npz" or "side" in p.parts or p.parent.suffix == ".zarr" and p.name == "zarr.json"
+        for p in files_of(copy)
+    )  # fmt: skip
+    staged = next(copy.glob("staging/toy/*.npz"))
+    with zipfile.ZipFile(staged) as archive:
+        place = archive.getinfo("obs.npy").header_offset + 200
+    flip(staged, place, 3)
+    (copy / "splits" / "default.json").write_text("{")
+    assert named(copy) == ["splits/default.json", staged.relative_to(copy).as_posix()]
+
+
+def test_what_is_no_store_or_too_new(copy, tmp_path):
+    with pytest.raises(UserError, match="there is no store at .*nowhere"):
+        verify(tmp_path / "nowhere")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="other is not a store: it has no store.json"):
+        verify(tmp_path / "other")
+    header = json.loads((copy / "store.json").read_text()) | {"min_reader": 99, KEY: BLANK}
+    (copy / "store.json").write_bytes(marked_json(json.dumps(header).encode()))
+    with pytest.raises(UserError, match="newer version of worldmodels .* update"):
+        verify(copy)
+
+
+def test_no_false_alarm_while_a_store_is_written(tmp_path):
+    root, stop, errors = tmp_path / "s", threading.Event(), []
+    Store.create(root, card()).close()
+
+    def write():
+        try:
+            with Store.open(root, write=True) as store:
+                number = 0
+                while not stop.is_set():
+                    store.append(episode(number, length=4))
+                    number += 1
+                    if number % 5 == 0:
+                        store.seal()
+                        _ = store.splits
+                        store.write_side("value", f"v{number}", [0], np.ones(1, np.float32))
+        except BaseException as e:
+            errors.append(e)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        until = time.monotonic() + 60
+        while len(list(root.glob("segments/toy/*.zarr"))) < 4 and time.monotonic() < until:
+            assert verify(root)["problems"] == []
+    finally:
+        stop.set()
+        thread.join()
+    assert not errors
+    assert verify(root)["episodes"] == len(Store.open(root).lengths) >= 20
