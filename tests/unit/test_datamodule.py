@@ -345,15 +345,14 @@ def test_gray_frames_of_84_pixels_need_no_setting(tmp_path):
 
 
 def test_a_hook_of_ones_own(store):
-    def count_rewards(segment, starts, source, rng):
-        segment.side["rewards"] = torch.from_numpy(
-            np.array([source.lengths[i] for i in starts[:, 0]]) * 0 + rng.random()
-        )
+    def hook(segment, starts, source, rng):
+        assert source.lengths[starts[:, 0]].shape == (4,)
+        segment.side["noise"] = torch.from_numpy(rng.random(4))
         return segment
 
-    a, b = (batches(store, 4, 5, relabel=count_rewards, count=2) for _ in range(2))
-    assert torch.equal(a[1].side["rewards"], b[1].side["rewards"])
-    assert not torch.equal(a[0].side["rewards"], a[1].side["rewards"])
+    a, b = (batches(store, 4, 5, relabel=hook, count=2) for _ in range(2))
+    assert torch.equal(a[1].side["noise"], b[1].side["noise"])
+    assert not torch.equal(a[0].side["noise"], a[1].side["noise"])
 
 
 @pytest.mark.parametrize(
@@ -361,6 +360,7 @@ def test_a_hook_of_ones_own(store):
     [
         (dict(relabel="past"), "data.relabel=past is unknown; choose one of future, or null"),
         (dict(workers=-1), "data.workers=-1 must be a whole number of at least 0"),
+        (dict(replacement="no"), "data.replacement=no must be true or false"),
         (dict(transform={"side": 3}), "data.transform has no setting 'side'; it has size, colour"),
         (dict(priority={"gamma": 3}), "data.priority has no setting 'gamma'; it has alpha, beta"),
         (dict(transform={"colour": "grey"}), "data.transform.colour=grey is unknown"),

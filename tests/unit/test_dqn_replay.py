@@ -327,9 +327,9 @@ def row(number, value):
 DAMAGE = {
     "truncated": ("observation", 1, raw(lambda b: b[: len(b) // 2]), "truncated"),
     "flipped": ("observation", 1, raw(lambda b: b[:300] + bytes([b[300] ^ 1]) + b[301:]), "cannot be read"),
-    "no checksum": ("observation", 0, raw(lambda b: b[:-8] + bytes(8)), "CRC check failed"),
+    "no checksum": ("observation", 0, raw(lambda b: b[:-8] + bytes(8)), "incorrect data check"),
     "empty": ("terminal", 0, raw(lambda b: b""), "cannot be read|truncated"),
-    "no gzip": ("action", 0, raw(lambda b: gzip.decompress(b)), "Not a gzipped file"),
+    "no gzip": ("action", 0, raw(lambda b: gzip.decompress(b)), "incorrect header check"),
     "no npy": ("action", 1, raw(lambda b: gzip.compress(b"hello world")), "magic string"),
     "longer": ("action", 0, raw(lambda b: gzip.compress(gzip.decompress(b) + b"!")), "more than the 50 rows"),
     "pickle": (
@@ -340,6 +340,7 @@ DAMAGE = {
     ),
     "long header": ("reward", 0, raw(lambda b: npy(b"", b"\x02\x00", 2**32 - 1)), "version .2, 0., not .1, 0."),
     "deep header": ("reward", 0, raw(lambda b: npy(b"(" * 5000)), "cannot be read"),
+    "no header": ("reward", 0, raw(lambda b: npy(b"", data=bytes(10**6))), "cannot be read"),
     "many rows": ("action", 1, raw(lambda b: npy(header("'<i4'", (10**15,)))), "int32 .10{15},., not int32 .50,."),
     "many frames": (
         "observation",

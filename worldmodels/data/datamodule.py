@@ -33,6 +33,9 @@ class StoreDataModule(LightningDataModule):
     drawn by priority; how many were used is read from the trainer, so that a resumed run goes on with the next one. The
     stream never ends: give the trainer `max_steps` and an integer `val_check_interval`.
 
+    The settings add to a segment's `side`: `store` where there are several, `goal` and `goal_offset` where batches are
+    relabelled, `importance` (B,) float32 and `starts` (B, 2) int64 where windows are drawn by priority.
+
     Args:
         store: folder of the store, or a list of them.
         batch_size: windows a batch on each device.
@@ -81,6 +84,8 @@ class StoreDataModule(LightningDataModule):
             raise UserError(f"data.relabel={relabel} is unknown; choose one of {', '.join(RELABEL)}, or null")
         if type(workers) is not int or workers < 0:
             raise UserError(f"data.workers={workers} must be a whole number of at least 0")
+        if type(replacement) is not bool:
+            raise UserError(f"data.replacement={replacement} must be true or false")
         self.store: Any = open_stores(store, Transform(**self.transform))
         self.batch_size, self.length, self.left_padding = batch_size, length, left_padding
         self.event_share, self.seed, self.prefetch, self.workers = event_share, seed, max(1, prefetch), workers
@@ -120,7 +125,8 @@ class StoreDataModule(LightningDataModule):
             self.weights,
             self.store.games[episodes] if isinstance(self.store, Mixture) else None,
             self.priority,
-            ahead + 2,  # one that is being read ahead, one that Lightning fetched, and then those that wait
+            ahead
+            + 2,  # k is drawn when k - ahead is handed out, to Lightning, which has then trained on the last but one
         )
         if sampler.priorities and self._sampler:
             sampler.priorities = self._sampler.priorities

@@ -35,8 +35,8 @@ def open_stores(paths: str | Path | Sequence[str | Path], transform: Transform) 
 class Mixture:
     """Stores under one dataset card, read as if they were one; what they hold when it is made is what it holds.
 
-    Episodes are numbered through the stores in the order given. A batch has one more side column, `store` (B,) int64:
-    the place in that order of the store that each window is from.
+    Episodes are numbered through the stores in the order given. Where there are several, a batch has one more side
+    column, `store` (B,) int64: the place in that order of the store that each window is from.
 
     Args:
         paths: folders of the stores.
@@ -108,7 +108,8 @@ class Mixture:
             windows = starts[places[-1]] - [self.firsts[i], 0]
             parts.append(self._transform(self.stores[i].read(windows, length)))
         segment = parts[0] if len(parts) == 1 else _joined(parts, places)
-        segment.side["store"] = torch.from_numpy(which)
+        if len(self.stores) > 1:
+            segment.side["store"] = torch.from_numpy(which)
         return segment
 
 

@@ -154,14 +154,13 @@ class _Check:
             ids, lengths, files = table["ids"], table["lengths"], table["files"]
             if len(ids) != len(lengths) or files[plain_file(Path(), "action").as_posix()][0] != sum(lengths):
                 raise ValueError("its episodes and its rows differ in number")
+            for name in ids:
+                staged.pop(name, None)
             self._listed(path, files, meta)
+            self.episodes += len(ids)
+            self.frames += sum(lengths)
         except _MALFORMED as e:
             self.problems[meta] = f"it is not that of a segment ({e})"
-            return
-        for name in ids:
-            staged.pop(name, None)
-        self.episodes += len(ids)
-        self.frames += sum(lengths)
 
     def _staged(self, path: Path) -> bool:
         """Check a staged episode, if it is still there."""
@@ -218,12 +217,14 @@ class _Check:
             if name not in known:
                 self._foreign(path)
                 continue
-            size, crc = known[name]
             try:
+                size, crc = known[name]
                 if size_of(path) != size:
                     self.problems[path] = f"it has {size_of(path)} bytes in place of {size}"
                 elif measure(path) != (size, crc):
                     self.problems[path] = _WRONG
+            except _MALFORMED as e:
+                self.problems[lister] = f"its list of files is damaged ({e})"
             except OSError as e:
                 self.problems[path] = _unreadable(e)
             self._read(size_of(path))
@@ -237,7 +238,7 @@ class _Check:
         except OSError as e:
             self.problems[path] = _MISSING if isinstance(e, FileNotFoundError) else _unreadable(e)
             return None
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             self.problems[path] = f"it is damaged ({e})"
             return None
         finally:

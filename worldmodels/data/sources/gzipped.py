@@ -49,18 +49,19 @@ class Gunzip:
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._zlib = file, zlib.decompressobj(wbits=31)  # 31: with the header and the checksum of gzip
 
-    def read(self, size: int) -> bytes:
-        """The next bytes, `size` at most; none where the content ends and agrees with its checksum.
+    def read(self, size: int = BLOCK, /) -> bytes:
+        """The next bytes, `size` at most, or fewer; none where the content ends, and agrees with its checksum.
 
         Raises:
             EOFError: the file is truncated.
             zlib.error: it is damaged.
         """
         data = b""
-        while not data and not self._zlib.eof:
-            if not (packed := self._zlib.unconsumed_tail or self._file.read(_PACKED)):
+        while size and not data and not self._zlib.eof:
+            packed = self._zlib.unconsumed_tail or self._file.read(_PACKED)
+            data = self._zlib.decompress(packed, size)  # which may have kept some, even where nothing more is packed
+            if not packed and not data and not self._zlib.eof:
                 raise EOFError
-            data = self._zlib.decompress(packed, size)
         return data
 
 
