@@ -7,8 +7,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from tests.conftest import QUICK, ROOT, write_catch
-from worldmodels.config import load_learner, plain, sized
-from worldmodels.data.store import Store
+from worldmodels.config import build, load_learner, plain, sized
 from worldmodels.learners.fit import fit
 from worldmodels.learners.world_model import WorldModelLearner
 
@@ -28,7 +27,8 @@ def test_experiment(name: str, tmp_path: Path, catch_store: Path, large_store: P
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         length = 4 if name == "catch" else 6
         places = [f"experiment={name}", f"store={store}", f"out={tmp_path}", f"data.validation.length={length}"]
-        settings = plain(compose("train", [*places, *QUICK, *SMALL]))
+        frames = ["data.transform.size=84", "data.transform.colour=gray"] if name == "grey84_tiny" else []
+        settings = plain(compose("train", [*places, *QUICK, *SMALL, *frames]))
     settings["model"] = sized(settings["model"])
     figures = fit(settings, tmp_path)
     assert figures["steps"] == 2
@@ -36,7 +36,7 @@ def test_experiment(name: str, tmp_path: Path, catch_store: Path, large_store: P
         stored = torch.load(tmp_path / file, weights_only=True)
         learner = WorldModelLearner.load_from_checkpoint(tmp_path / file)
         assert learner.hparams["model"] == settings["model"]
-        assert learner.hparams["card"] == Store.open(store).card
+        assert learner.hparams["card"] == build(settings["data"]).card
         same = load_learner(tmp_path / file).state_dict()
         assert all(torch.equal(v, learner.state_dict()[k].cpu()) for k, v in same.items())
         assert all(torch.equal(v, stored["state_dict"][k]) for k, v in same.items())
