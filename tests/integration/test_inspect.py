@@ -46,7 +46,7 @@ def test_inspect(cli, store, tmp_path):
     [
         (["store=nowhere"], "there is no store at nowhere"),
         (["store=S", "out=S/report"], "is in the store"),
-        (["store=S", "pictures=0"], "pictures=0 must be at least 1"),
+        (["store=S", "pictures=0"], "pictures=0 must be a whole number of at least 1"),
         (["store=S", "picture=3"], "did you mean 'pictures'"),
         (["store=S", "out=/dev/null/x"], "another folder"),
     ],
