@@ -136,9 +136,9 @@ def test_every_bit_of_the_files_that_hold_their_own_checksum(copy):
     assert zip_matches(staged)
 
 
-@pytest.mark.parametrize("harm", ["delete", "truncate", "empty", "lengthen", "replace by a folder"])
-def test_harm_to_each_file(copy, harm):
-    for path in files_of(copy):
+@pytest.mark.parametrize("harms", [["delete"], ["replace by a folder"], ["truncate", "empty", "lengthen"]])
+def test_harm_to_each_file(copy, harms):
+    for path, harm in zip(files_of(copy), itertools.cycle(harms)):
         if harm == "delete" and path.name == "metrics.json":
             continue  # a store that was not collected has none
         last = harm == "delete" and path == max(copy.glob("staging/*/*.npz"))  # none follows that could miss it
@@ -179,6 +179,28 @@ def test_missing_and_foreign_folders_and_files(copy):
     for name in (".hydra", "segments/toy/000009.zarr.tmp77", "run.log", "side/value/v9.tmp1"):
         (copy / name).touch()
     assert named(copy) == sorted(foreign)
+
+
+def test_gaps_of_any_width_are_named_once(copy):
+    first, second = sorted(copy.glob("segments/toy/*.zarr"))
+    second.rename(second.with_name("999999999999.zarr"))
+    (copy / "staging/toy/000000011.npz").rename(copy / "staging/toy/000999999.npz")
+    found = {p["file"]: p["problem"] for p in verify(copy)["problems"]}
+    assert found == {"segments/toy/000001.zarr": "it is missing, as are those after it up to number 999999999998"}
+    (copy / "segments/toy/999999999999.zarr").rename(second)
+    found = {p["file"]: p["problem"] for p in verify(copy)["problems"]}
+    assert found == {"staging/toy/000000011.npz": "it is missing, as are those after it up to number 999998"}
+
+
+@pytest.mark.parametrize("harm", [{"ids": [[]]}, {"lengths": ["x"]}, {"files": 3}, {"files": {"action/c/0": [1]}}])
+def test_a_table_that_makes_no_sense(copy, harm):
+    meta = next(copy.glob("segments/toy/*/zarr.json"))
+    content = json.loads(meta.read_text())
+    if isinstance(harm.get("files"), dict):
+        harm = {"files": content["attributes"]["files"] | {"obs/zarr.json": [1]}}
+    content["attributes"] |= {**harm, KEY: BLANK}
+    meta.write_bytes(marked_json(json.dumps(content).encode()))
+    assert meta.relative_to(copy).as_posix() in named(copy)
 
 
 def test_a_list_of_files_leads_nowhere_else(copy):

@@ -1,27 +1,24 @@
 """Feeds a learner with windows of stores, and resumes at exactly the batch where training stopped."""
 
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader
 
 from worldmodels.data.card import Card
+from worldmodels.data.loading import Batches, Draw, Reader, Relabel, Windows
 from worldmodels.data.mixing import Mixture, open_stores
 from worldmodels.data.relabel import future_goals
 from worldmodels.data.sampling import WindowSampler, even_windows
-from worldmodels.data.store import Store
 from worldmodels.data.transforms import Transform
 from worldmodels.types import Segment, UserError
 
-Relabel = Callable[[Segment, np.ndarray, Store, np.random.Generator], Segment]
 RELABEL: dict[str, Relabel] = {"future": future_goals}
 """What a batch may be relabelled with, by the name that a setting gives; see `future_goals`."""
 
@@ -110,7 +107,10 @@ class StoreDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Endless batches, read ahead by one thread (processes cost more than the decoding) or by workers."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        ahead, episodes = self.prefetch * max(1, self.workers), self._split("train")
+        episodes = self._split("train")
+        # batch k is drawn when the one `prefetch` before it is handed out (for each worker), and that to Lightning,
+        # which asks for a batch before it trains on the one that it has
+        lag = self.prefetch * max(1, self.workers) + 2
         sampler = WindowSampler(
             self.store,
             episodes,
@@ -125,8 +125,7 @@ class StoreDataModule(LightningDataModule):
             self.weights,
             self.store.games[episodes] if isinstance(self.store, Mixture) else None,
             self.priority,
-            ahead
-            + 2,  # k is drawn when k - ahead is handed out, to Lightning, which has then trained on the last but one
+            lag,
         )
         if sampler.priorities and self._sampler:
             sampler.priorities = self._sampler.priorities
@@ -135,11 +134,11 @@ class StoreDataModule(LightningDataModule):
         self._sampler, self._priorities = sampler, None
         relabel = RELABEL[self.relabel] if isinstance(self.relabel, str) else self.relabel
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        reader = _Reader(self.store, self.length, relabel)
-        batches = _Batches(lambda: self._draws(sampler), reader, self.prefetch, self.workers, pin)
+        reader = Reader(self.store, self.length, relabel)
+        batches = Batches(lambda: self._draws(sampler), reader, self.prefetch, self.workers, pin)
         return DataLoader(batches, batch_size=None)
 
-    def _draws(self, sampler: WindowSampler) -> Iterator["_Draw"]:
+    def _draws(self, sampler: WindowSampler) -> Iterator[Draw]:
         """What the batches from the first unused one on are made of."""
         first = self.batches_drawn()
         if sampler.priorities:
@@ -148,7 +147,7 @@ class StoreDataModule(LightningDataModule):
             starts, importance = sampler(k), None
             if sampler.priorities:
                 importance = sampler.priorities.importance(sampler.windows(starts))
-            yield _Draw(starts, importance, sampler.generator(k, stream=1))
+            yield Draw(starts, importance, sampler.generator(k, stream=1))
 
     def update(self, starts: Tensor, priorities: Tensor) -> None:
         """Tell how much the windows of the present batch matter, e.g. their losses; call it in `training_step`.
@@ -182,7 +181,7 @@ class StoreDataModule(LightningDataModule):
         size, length = self.validation["batch_size"], self.validation["length"]
         starts = even_windows(self.store, self._split(split), self.validation["windows"], length)
         batches = [starts[i : i + size] for i in range(0, len(starts), size)]
-        return DataLoader(_Windows(lambda i: self.store.read(batches[i], length), len(batches)), batch_size=None)
+        return DataLoader(Windows(lambda i: self.store.read(batches[i], length), len(batches)), batch_size=None)
 
     def _split(self, split: str) -> np.ndarray:
         episodes = self.store.splits[split]
@@ -221,83 +220,3 @@ def _settings(name: str, given: Mapping[str, Any] | None, defaults: dict[str, An
     if unknown := set(given or {}) - set(defaults):
         raise UserError(f"data.{name} has no setting {min(unknown)!r}; it has {', '.join(defaults)}")
     return defaults | dict(given or {})
-
-
-class _Windows(Dataset):
-    def __init__(self, batch: Callable[[int], Segment], length: int) -> None:
-        self.batch, self.length = batch, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Segment:
-        return self.batch(index)
-
-
-class _Draw(NamedTuple):
-    starts: np.ndarray
-    importance: np.ndarray | None
-    rng: np.random.Generator
-
-
-class _Reader(Dataset):
-    """Reads the batch that a draw asks for; any thread or process may do so."""
-
-    def __init__(self, store: Any, length: int, relabel: Relabel | None) -> None:
-        self.store, self.length, self.relabel = store, length, relabel
-
-    def read(self, draw: _Draw) -> Segment:
-        segment = self.store.read(draw.starts, self.length)
-        if draw.importance is not None:
-            segment.side["importance"] = torch.from_numpy(draw.importance)
-            segment.side["starts"] = torch.from_numpy(draw.starts)
-        return self.relabel(segment, draw.starts, self.store, draw.rng) if self.relabel else segment
-
-    def __getitem__(self, draw: _Draw) -> Segment | UserError:
-        """As `read`, for a worker: torch would send a raised exception on as a page of text."""
-        try:
-            return self.read(draw)
-        except UserError as error:
-            return error
-
-
-class _Batches(IterableDataset):
-    """One batch for each of `draws`, several of them read early; draws are made by who iterates, in order."""
-
-    def __init__(
-        self, draws: Callable[[], Iterator[_Draw]], reader: _Reader, ahead: int, workers: int, pin: bool
-    ) -> None:
-        self.draws, self.reader, self.ahead, self.workers, self.pin = draws, reader, ahead, workers, pin
-
-    def __iter__(self) -> Iterator[Segment]:
-        return self._by_workers() if self.workers else self._by_thread()
-
-    def _by_thread(self) -> Iterator[Segment]:
-        draws = self.draws()
-        with ThreadPoolExecutor(1, "read-ahead") as thread:
-            waiting = deque(thread.submit(self._read, next(draws)) for _ in range(self.ahead))
-            while True:
-                segment = waiting.popleft().result()
-                waiting.append(thread.submit(self._read, next(draws)))
-                yield segment
-
-    def _read(self, draw: _Draw) -> Segment:
-        return self._pinned(self.reader.read(draw))
-
-    def _by_workers(self) -> Iterator[Segment]:
-        loader = DataLoader(
-            self.reader,
-            sampler=self.draws(),
-            batch_size=None,
-            num_workers=self.workers,
-            prefetch_factor=self.ahead,
-            multiprocessing_context="fork",  # they share the open stores, which hold no position
-            generator=torch.Generator(),  # workers use no seed, and drawing one must not change the training's
-        )
-        for segment in loader:
-            if isinstance(segment, UserError):
-                raise segment
-            yield self._pinned(segment)
-
-    def _pinned(self, segment: Segment) -> Segment:
-        return segment.map(torch.Tensor.pin_memory) if self.pin else segment

@@ -268,7 +268,8 @@ class Store:
             n = int(catalog.length[i])
             obs, decoder = np.empty((n, *self._frame), np.uint8), Decoder()
             column = {name: np.empty(n, dtype) for name, dtype in COLUMNS.items()}
-            reader, row, final = self._at(catalog, i)
+            final = int(catalog.final[i])
+            reader, row = self._at(catalog, int(catalog.segment[i]), int(catalog.row[i]))
             reader.frames(row, obs, decoder)
             for name, out in column.items():
                 reader.column(name, row, out)
@@ -319,16 +320,15 @@ class Store:
         column = {name: np.zeros((b, length), dtype) for name, dtype in COLUMNS.items()}
         mask, next_mask = np.zeros((2, b, length), bool)
         decoder = Decoder()
-        lengths = catalog.length[episodes].tolist()
-        for k, (i, start) in enumerate(starts.tolist()):
-            end = lengths[k]
+        places = zip(starts[:, 1].tolist(), *(values[episodes].tolist() for values in catalog[2:]), strict=True)
+        for k, (start, end, segment, row, final) in enumerate(places):
             lo, hi = max(start, 0), min(start + length + 1, end)  # frames that are stored as rows
             if lo >= hi:
                 frames[k] = 0
                 continue
             a, z = lo - start, hi - start
             n = min(z, length)
-            reader, row, final = self._at(catalog, i)
+            reader, row = self._at(catalog, segment, row)
             reader.frames(row + lo, frames[k, a:z], decoder)
             for name, values in column.items():
                 reader.column(name, row + lo, values[k, a:n])
@@ -343,12 +343,11 @@ class Store:
         segment = (torch.from_numpy(obs), action, reward, terminated, truncated, mask, next_mask)
         return Segment(*segment, side={"life_loss": life_loss})
 
-    def _at(self, catalog: Catalog, i: int) -> tuple[SegmentReader | StagedReader, int, int]:
-        """What reads episode `i`, its first row there, and the number of its last frame there (-1: it has none)."""
-        final = int(catalog.final[i])
-        if catalog.segment[i] < 0:
-            return self._staged(catalog.path(i)), 0, final
-        return _reader(self._opened, catalog.path(i)), int(catalog.row[i]), final
+    def _at(self, catalog: Catalog, segment: int, row: int) -> tuple[SegmentReader | StagedReader, int]:
+        """What reads the episode that the catalog has there, and its first row for that reader."""
+        if segment < 0:
+            return self._staged(catalog.staged[row]), 0
+        return _reader(self._opened, catalog.sealed[segment]), row
 
     # Splits and side columns
 

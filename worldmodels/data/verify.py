@@ -10,7 +10,8 @@ import os
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -127,16 +128,14 @@ class _Check:
         # staging first, as in catalog.look: what is sealed meanwhile is then seen twice, never missed
         staged = {p.stem: p for p in self._known(staging, lambda p: p.suffix == ".npz")}
         sealed = set(self._known(segments, lambda p: p.suffix == ".zarr" and p.stem.isdigit() and p.is_dir()))
-        for number in range(max((int(p.stem) for p in sealed), default=-1)):
-            if (path := segments / f"{number:06d}.zarr") not in sealed:
-                self.problems[path] = _MISSING
+        for a, b in _gaps(0, (int(p.stem) for p in sealed)):
+            self.problems[segments / f"{a:06d}.zarr"] = _missing(a, b)
         first = self.episodes
         for path in sorted(sealed):
             self._segment(path, staged)
-        numbers = {int(stem) for stem in staged if stem.isdigit()}  # an episode's number in the store
-        if not self.problems:
-            for number in set(range(self.episodes - first, max(numbers, default=-1))) - numbers:
-                self.problems[staging / f"{number:09d}.npz"] = _MISSING
+        if not self.problems:  # the file of a staged episode has its number in the store for a name
+            for a, b in _gaps(self.episodes - first, (int(stem) for stem in staged if stem.isdigit())):
+                self.problems[staging / f"{a:09d}.npz"] = _missing(a, b)
         gone = {stem: path for stem, path in staged.items() if not self._staged(path)}
         if gone:  # sealed since we looked, or taken away
             for path in sorted(set(segments.glob("*.zarr")) - sealed):
@@ -286,6 +285,17 @@ def size_of(path: Path) -> int:
         return path.stat().st_size if path.is_file() else 0
     except FileNotFoundError:  # it went between the two
         return 0
+
+
+def _gaps(first: int, numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """First and last of the numbers that are missing in a row, from `first` on."""
+    for a, b in pairwise([first - 1, *sorted(n for n in numbers if n >= first)]):
+        if b > a + 1:
+            yield a + 1, b - 1
+
+
+def _missing(a: int, b: int) -> str:
+    return _MISSING + (f", as are those after it up to number {b}" if b > a else "")
 
 
 def _unreadable(e: OSError) -> str:

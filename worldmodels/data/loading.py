@@ -1,0 +1,101 @@
+"""Batches that are read while the learner is busy with the last one, by one thread or by worker processes."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from worldmodels.data.store import Store
+from worldmodels.types import Segment, UserError
+
+Relabel = Callable[[Segment, np.ndarray, Store, np.random.Generator], Segment]
+"""What adds goals to a batch, given its windows, the store and all randomness; see `relabel.future_goals`."""
+
+
+class Windows(Dataset):
+    """batch(0) to batch(length - 1)."""
+
+    def __init__(self, batch: Callable[[int], Segment], length: int) -> None:
+        self.batch, self.length = batch, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Segment:
+        return self.batch(index)
+
+
+class Draw(NamedTuple):
+    """What a batch is made of: windows (B, 2) int64, their importance weights (B,) float32, chance for relabelling."""
+
+    starts: np.ndarray
+    importance: np.ndarray | None
+    rng: np.random.Generator
+
+
+class Reader(Dataset):
+    """Reads the batch that a draw asks for; any thread or process may do so."""
+
+    def __init__(self, store: Any, length: int, relabel: Relabel | None) -> None:
+        self.store, self.length, self.relabel = store, length, relabel
+
+    def read(self, draw: Draw) -> Segment:
+        """The batch, relabelled."""
+        segment = self.store.read(draw.starts, self.length)
+        if draw.importance is not None:
+            segment.side["importance"] = torch.from_numpy(draw.importance)
+            segment.side["starts"] = torch.from_numpy(draw.starts)
+        return self.relabel(segment, draw.starts, self.store, draw.rng) if self.relabel else segment
+
+    def __getitem__(self, draw: Draw) -> Segment | UserError:
+        """As `read`, for a worker: torch would send a raised exception on as a page of text."""
+        try:
+            return self.read(draw)
+        except UserError as error:
+            return error
+
+
+class Batches(IterableDataset):
+    """One batch for each of `draws`, several of them read early; draws are made by who iterates, in order."""
+
+    def __init__(
+        self, draws: Callable[[], Iterator[Draw]], reader: Reader, ahead: int, workers: int, pin: bool
+    ) -> None:
+        self.draws, self.reader, self.ahead, self.workers, self.pin = draws, reader, ahead, workers, pin
+
+    def __iter__(self) -> Iterator[Segment]:
+        return self._by_workers() if self.workers else self._by_thread()
+
+    def _by_thread(self) -> Iterator[Segment]:
+        draws = self.draws()
+        with ThreadPoolExecutor(1, "read-ahead") as thread:
+            waiting = deque(thread.submit(self._read, next(draws)) for _ in range(self.ahead))
+            while True:
+                segment = waiting.popleft().result()
+                waiting.append(thread.submit(self._read, next(draws)))
+                yield segment
+
+    def _read(self, draw: Draw) -> Segment:
+        return self._pinned(self.reader.read(draw))
+
+    def _by_workers(self) -> Iterator[Segment]:
+        loader = DataLoader(
+            self.reader,
+            sampler=self.draws(),
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=self.ahead,
+            multiprocessing_context="fork",  # they share the open stores, which hold no position
+            generator=torch.Generator(),  # workers use no seed, and drawing one must not change the training's
+        )
+        for segment in loader:
+            if isinstance(segment, UserError):
+                raise segment
+            yield self._pinned(segment)
+
+    def _pinned(self, segment: Segment) -> Segment:
+        return segment.map(torch.Tensor.pin_memory) if self.pin else segment
