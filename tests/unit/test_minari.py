@@ -288,7 +288,7 @@ def test_frames_of_two_sizes(copy):
     small = BytesIO()
     Image.new("RGB", (20, 20)).save(small, "JPEG")
     rows = np.array([JPEG, np.frombuffer(small.getvalue(), np.uint8)], object)
-    rewrite(file, "observations", rows, dtype=h5py.vlen_dtype(np.uint8))
+    rewrite(file, "observations", rows, dtype=h5py.vlen_dtype(np.uint8), chunks=True)
     with pytest.raises(UserError, match=r"row 1: its frame is \(20, 20, 3\), but the first is \(40, 36, 3\)"):
         read(folder)
 
@@ -363,6 +363,27 @@ def test_absurd_sizes_take_no_memory(copy, make, match):
     tracemalloc.stop()
 
 
+def test_bytes_that_make_the_libraries_crash(copy):
+    """HDF5 2.0 on a variable length of unknown kind, Arrow 26 on a first message that is no schema."""
+    folder, file = copy()
+    want = read(folder)
+    kind = bytes.fromhex("19 000000 10000000 10000000 01000000")  # variable length, of which kind, bytes of a row
+    data = file.read_bytes()
+    assert data.count(kind) == 11
+    file.write_bytes(data.replace(kind, kind[:1] + b"\x08" + kind[2:]))
+    np.testing.assert_array_equal(read(folder).obs, want.obs)
+    file.write_bytes(data.replace(b"GCOL", b"GCOR"))
+    with pytest.raises(UserError, match="a heap is damaged"):
+        read(folder)
+    folder, file = copy("arrow")
+    with pa.memory_map(str(file)) as source:
+        source.seek(8)
+        batch = [*ipc.MessageReader.open_stream(source)][1].serialize().to_pybytes()
+    file.write_bytes(b"ARROW1\0\0" + batch + batch)
+    with pytest.raises(UserError, match="not one table of Arrow"):
+        read(folder)
+
+
 def write_arrow(file, change):
     with ipc.open_file(file) as f:
         table = f.read_all()
@@ -412,6 +433,13 @@ def test_missing_and_truncated(copy, form, jpeg):
     refused(folder, "not as Minari writes it", file.name)
     file.unlink()
     refused(folder, "not as Minari writes it|there is no episode_0", "metadata.json" if form == "arrow" else file.name)
+
+
+def test_an_arrow_file_without_the_shape_of_its_frames(copy):
+    folder, _ = copy("arrow", False)
+    for space in (None, "[", '{"shape": "x"}', '{"shape": [7]}'):
+        change(folder, observation_space=space)
+        refused(folder, "not as Minari writes it", "part-0.arrow")
 
 
 def test_without_the_libraries(written, monkeypatch):

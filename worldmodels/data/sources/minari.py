@@ -186,5 +186,5 @@ def _action_set(found: _Dataset) -> list[int]:
 
 
 def _open(found: _Dataset, part: str) -> AbstractContextManager[Stored]:
-    folder, space = found.file.parent, _object(found.meta.get("observation_space"))
-    return opened(folder, found.hdf5, part.removeprefix("episode_"), space, CARD in found.meta)
+    space = found.meta.get("observation_space")
+    return opened(found.file.parent, found.hdf5, part.removeprefix("episode_"), space, CARD in found.meta)

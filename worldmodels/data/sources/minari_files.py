@@ -1,10 +1,13 @@
 """How Minari keeps one episode: a group of an HDF5 file, or an Arrow file (layout and sources: minari.py)."""
 
 import importlib
+import json
+import mmap
 import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,14 +60,14 @@ class Stored(NamedTuple):
 
 
 @contextmanager
-def opened(folder: Path, hdf5: bool, number: str, space: Any, with_life_loss: bool) -> Iterator[Stored]:
+def opened(folder: Path, hdf5: bool, number: str, space: str | None, with_life_loss: bool) -> Iterator[Stored]:
     """Episode `number` of the dataset whose data lie in `folder`.
 
     Args:
         folder: with main_data.hdf5, or with a folder for each episode.
         hdf5: which of the two.
         number: of the episode.
-        space: the observation space as plain data; only an Arrow file needs its shape.
+        space: the observation space, JSON; only raw frames in an Arrow file need its shape.
         with_life_loss: read infos/life_loss of an HDF5 file, too.
 
     Raises:
@@ -118,24 +121,59 @@ def _hdf5(file: Path, where: Path, with_life_loss: bool) -> Iterator[tuple[Any, 
     with h5py.File(file) as f:
         group = child(f, where.name)
         rows = child(group, "observations")
-        if isinstance(rows, h5py.Dataset) and h5py.check_vlen_dtype(rows.dtype) == _UINT8:
-            elsewhere = rows.is_virtual or rows.external or rows.id.get_create_plist().get_nfilters()
-            if rows.ndim != 1 or len(rows) > MAX_FRAMES + 1 or elsewhere:
-                raise bad(where, f"its observations are {rows.shape} JPEG files, not plainly one a row in this file")
+        jpeg = isinstance(rows, h5py.Dataset) and h5py.check_vlen_dtype(rows.dtype) == _UINT8
+        if jpeg:
+            rows = _files(rows, file, where)
         elif _checked(rows, "observations", where).dtype != _UINT8 or rows.ndim not in (2, 3, 4):
             raise bad(where, f"its observations are {rows.dtype} {rows.shape}, not frames of uint8")
         columns = {ours: _checked(child(group, name), name, where)[:] for name, ours in _NAMES.items()}
         if with_life_loss:
             columns["life_loss"] = _checked(child(child(group, "infos"), "life_loss"), "life_loss", where)[1:]
-        yield rows, rows.ndim < 3, columns
+        yield rows, jpeg or rows.ndim == 2, columns
+
+
+def _files(rows: Any, file: Path, where: Path) -> list[memoryview]:
+    """The rows of a dataset of variable length, none of them copied.
+
+    They are found by the format itself (HDF5 file format specification, III.E, global heap), because the library (HDF5
+    2.0) crashes where some bytes are damaged. A row is a length, the address of a heap, and a number there. A heap is
+    "GCOL", at byte 8 its size, and from byte 16 on objects: number, six other bytes, size, and data padded to 8 bytes.
+    """
+    plain = not (rows.is_virtual or rows.external or rows.id.get_create_plist().get_nfilters())
+    small = rows.ndim == 1 and rows.chunks and max(len(rows), *rows.chunks) <= MAX_FRAMES + 1
+    if not plain or not small or rows.id.get_storage_size() > file.stat().st_size:
+        raise bad(where, f"its observations are {rows.shape} JPEG files, not plainly one a row in this file")
+    with open(file, "rb") as f:
+        data = memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
+
+    @lru_cache(None)
+    def heap(address: int) -> dict[int, memoryview]:
+        magic, size = struct.unpack_from("<4s4xQ", data, address)
+        if magic != b"GCOL":
+            raise ValueError("a heap is damaged")
+        objects, at = {}, address + 16
+        while at + 16 <= address + size:
+            number, length = struct.unpack_from("<H6xQ", data, at)
+            if not number:  # the rest is free
+                break
+            objects[number] = data[at + 16 : at + 16 + length]
+            at += 16 + (length + 7) // 8 * 8
+        return objects
+
+    chunks = [rows.id.read_direct_chunk((start,))[1] for start in range(0, len(rows), rows.chunks[0])]
+    return [heap(at)[number][:length] for length, at, number in struct.iter_unpack("<IQI", b"".join(chunks))][
+        : len(rows)
+    ]
 
 
 @contextmanager
-def _arrow(file: Path, space: Any) -> Iterator[tuple[Any, bool, dict]]:
+def _arrow(file: Path, space: str | None) -> Iterator[tuple[Any, bool, dict]]:
     pa, ipc = library("pyarrow"), library("pyarrow.ipc")
     with pa.memory_map(str(file)) as source:
         source.seek(8)  # after the magic: from here to the footer the file is a stream
         schema, *messages = ipc.MessageReader.open_stream(source)
+        if schema.type != "schema" or any(message.type != "record batch" for message in messages):
+            raise bad(file, "it is not one table of Arrow")  # what follows crashes on messages of another type
         if any(_compressed(message.metadata.to_pybytes()) for message in messages):
             raise bad(file, "its record batches are compressed, which Minari does not do")
         schema = ipc.read_schema(schema)
@@ -146,7 +184,7 @@ def _arrow(file: Path, space: Any) -> Iterator[tuple[Any, bool, dict]]:
     rows = table["observations"].combine_chunks()
     kind, jpeg = rows.type, pa.types.is_binary(rows.type)
     if pa.types.is_fixed_size_list(kind) and kind.value_type == pa.uint8():
-        rows = rows.flatten().to_numpy().reshape(len(table), *space["shape"])
+        rows = rows.flatten().to_numpy().reshape(len(table), *json.loads(space or "{}")["shape"])
     elif not jpeg:
         raise bad(file, f"its observations are {kind}, not frames of uint8")
     yield rows, jpeg, {ours: table[name].to_numpy()[:-1] for name, ours in _NAMES.items()}
