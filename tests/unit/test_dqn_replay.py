@@ -389,6 +389,15 @@ def test_damaged_files_are_refused_in_one_sentence(folder, case):
     assert str(error.value).startswith(f"cannot import {folder}/") and "\n" not in str(error.value)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_header_that_python_2_wrote(folder):
+    _, ring = log(folder, [60, 90])
+    file = folder / "$store$_action_ckpt.0.gz"
+    content = gzip.decompress(file.read_bytes())
+    file.write_bytes(npy(header("'<i4'", "(50L,)"), data=content[128:]))
+    assert len(read(folder)) == 2
+
+
 @pytest.mark.parametrize("column", ["add_count", "observation", "action", "reward", "terminal"])
 def test_a_missing_file_of_a_set(folder, column):
     log(folder, [60, 90])

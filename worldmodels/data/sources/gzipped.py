@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any
+from warnings import catch_warnings
 
 import numpy as np
 
@@ -145,7 +146,8 @@ def opened(fs: Any, path: str, dtype: Any, shape: Sequence[int | None]) -> Itera
             stream = Gunzip(io.BufferedReader(raw, BLOCK))
             if (version := np.lib.format.read_magic(stream)) != (1, 0):  # later ones may have headers of gigabytes
                 raise bad(path, f"it is a .npy file of version {version}, not (1, 0)")
-            found, fortran, kind = np.lib.format.read_array_header_1_0(stream)
+            with catch_warnings(action="ignore"):  # as of a header that Python 2 wrote
+                found, fortran, kind = np.lib.format.read_array_header_1_0(stream)
         same = len(found) == len(shape) and all(want in (None, n) for n, want in zip(found, shape, strict=True))
         if kind != dtype or fortran or not same:
             want = tuple("any" if n is None else n for n in shape)
