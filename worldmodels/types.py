@@ -109,10 +109,13 @@ class Segment:
 
     def steps(self, start: int, stop: int) -> "Segment":
         """Transitions `start` to `stop`, with the frame after the last of them."""
-        cut = self.map(lambda x: x[:, start:stop])
-        return Segment(self.obs[:, start : stop + 1], *(getattr(cut, k) for k in _COLUMNS), side=cut.side)
+        side = {k: v if k in PER_WINDOW else v[:, start:stop] for k, v in self.side.items()}
+        cut = (getattr(self, k)[:, start:stop] for k in _COLUMNS)
+        return Segment(self.obs[:, start : stop + 1], *cut, side=side)
 
 
+PER_WINDOW = frozenset({"store", "starts", "importance", "goal", "goal_offset"})
+"""Columns of `side` that have one value a window, not one a row."""
 _COLUMNS = ("action", "reward", "terminated", "truncated", "mask", "next_mask")
 
 

@@ -113,7 +113,7 @@ def check_compatible(
     """
     a, b = _flat(data), _flat(other)
     for name in (("game",) if same_game else ()) + _MUST_AGREE:
-        if a.get(name) == b.get(name):
+        if a.get(name) == b.get(name) or (name == "game" and a.get(name) in b.get("games", ())):
             continue
         advice = f"collect or import a store with {name}={b.get(name)!r}, or train a model on this store"
         if name == "game":
