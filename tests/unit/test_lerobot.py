@@ -110,6 +110,8 @@ def test_columns_of_other_names_and_minimal_actions(tmp_path):
     vector = everything(root, names=names | {"action": "vector"}, action_set="minimal")
     np.testing.assert_array_equal(vector[0].action, np.array([0, 1, 3, 4, 11, 12])[EPISODES[0].action % 6])
     assert not any(e.terminated.any() or e.truncated.any() for e in everything(root, names={"done": None}))
+    only_cuts = everything(root, names={"done": None, "truncated": "cut"})
+    assert [e.truncated[-1] and not e.terminated.any() for e in only_cuts] == [False, True, False, True, False]
 
 
 def test_settings_that_do_not_fit(written, tmp_path):
@@ -203,14 +205,14 @@ def test_a_data_table_that_cannot_be(copy, name, make, match):
 def test_missing_and_truncated(copy, file):
     data = (copy / file).read_bytes()
     (copy / file).write_bytes(data[: len(data) // 2])
-    refused(copy, "not as LeRobot writes it|cannot be decoded|no frame at")
+    refused(copy, "not as LeRobot writes it|no whole video|no frame at")
     (copy / file).unlink()
     refused(copy, "it is missing|episode 0 is not there")
 
 
 def test_a_playlist_in_disguise_opens_no_other_file(copy):
     (copy / VIDEO).write_text(f"#EXTM3U\n#EXTINF:1,\nfile://{copy.parent}/copy/{VIDEO}\n#EXT-X-ENDLIST\n")
-    refused(copy, "cannot be decoded", VIDEO)
+    refused(copy, "no whole video", VIDEO)
 
 
 def test_frames_that_are_too_large(copy):
@@ -219,7 +221,7 @@ def test_frames_that_are_too_large(copy):
         stream.width, stream.height, stream.pix_fmt = 8192, 4096, "yuv420p"
         container.mux(stream.encode(av.VideoFrame(8192, 4096, "yuv420p")))
         container.mux(stream.encode(None))
-    refused(copy, "its frames are 8192x4096", VIDEO)
+    refused(copy, "its frames have no size that can be read|no whole video", VIDEO)
 
 
 def test_more_rows_than_an_episode_can_have(copy, monkeypatch):

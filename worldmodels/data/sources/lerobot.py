@@ -26,12 +26,12 @@ import numpy as np
 from worldmodels.data.card import Card
 from worldmodels.data.sources.reading import MAX_FRAMES, bad, minimal_actions, to_full_set
 from worldmodels.data.sources.recordings import MAX_BYTES, recording, recording_card
+from worldmodels.data.sources.video import _frame, _opened
 from worldmodels.types import ACTIONS, Episode, UserError
 
 NAMES = {"camera": None, "action": "action", "reward": "next.reward", "done": "next.done", "truncated": None}
 _DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-_MAX_PIXELS = 2**24
 _DAMAGE = (OSError, ValueError, LookupError, AttributeError, RuntimeError, TypeError, ArithmeticError, MemoryError)
 
 
@@ -110,17 +110,20 @@ def lerobot(
     info = _info(path, names)
     row = _row(info, int(part.removeprefix("episode_")))
     file, table = _steps(info, row)
-    arrays = {name: table[column] for name in ("action", "reward") if (column := info.names[name])}
-    arrays["action"] = to_full_set(arrays["action"], _action_set(action_set, game, path), file)
-    ends = {name: table[column] for name in ("done", "truncated") if (column := info.names[name])}
-    if "done" in ends:
-        cut = ends.get("truncated", np.zeros_like(ends["done"]))
-        arrays |= {"terminated": np.where(cut, 0, ends["done"]), "truncated": cut}
+    logged = {name: table[column] for name, column in info.names.items() if column in table}
+    steps = len(table["timestamp"])
+    cut, done = (logged.get(name, np.zeros(steps, bool)) for name in ("truncated", "done"))
+    arrays = {
+        "action": to_full_set(logged["action"], _action_set(action_set, game, path), file),
+        "reward": logged["reward"],
+        "terminated": np.where(cut, 0, done),
+        "truncated": cut,
+    }
     frames = _frames(info, row, table["timestamp"])
     first = next(frames)
-    if (size := len(table["timestamp"]) * first.size) > MAX_BYTES:
+    if (size := steps * first.size) > MAX_BYTES:
         raise bad(file, f"its frames come to {size} bytes; at most {MAX_BYTES} are read as one episode", part)
-    obs = np.empty((len(table["timestamp"]), *first.shape), np.uint8)
+    obs = np.empty((steps, *first.shape), np.uint8)
     obs[0] = first
     for t, frame in enumerate(frames, 1):
         obs[t] = frame
@@ -251,8 +254,6 @@ def _frames(info: _Info, row: dict[str, Any], times: np.ndarray) -> Iterator[np.
     Raises:
         UserError: the video is missing or damaged, or has no frame for a time.
     """
-    import av
-
     with _sentences(info.root / "meta/episodes"):
         index = {"chunk_index": row["video/chunk_index"], "file_index": row["video/file_index"]}
         file = info.root / _VIDEO.format(video_key=info.names["camera"], **index)
@@ -261,26 +262,19 @@ def _frames(info: _Info, row: dict[str, Any], times: np.ndarray) -> Iterator[np.
             raise bad(info.root, f"the times of episode {row['episode_index']} do not rise from a second of its video")
     if not file.is_file():
         raise bad(file, "it is missing")
-    near, t, shape = 0.25 / info.fps, 0, None
-    with _sentences(file):
-        try:
-            # told the container and given no name, FFmpeg opens no other file
-            with open(file, "rb") as f, av.open(f, "r", "mov") as container:
-                stream = container.streams.video[0]
-                if stream.width * stream.height > _MAX_PIXELS:
-                    raise bad(file, f"its frames are {stream.width}x{stream.height}")
-                container.seek(int(wanted[0] / stream.time_base), stream=stream)
-                for picture in container.decode(stream):
-                    if picture.time < wanted[t] - near:
-                        continue
-                    if picture.time > wanted[t] + near:
-                        break
-                    if (shape := shape or (picture.height, picture.width)) != (picture.height, picture.width):
-                        raise bad(file, "its frames change their size")
-                    yield picture.to_ndarray(format="rgb24")
-                    t += 1
-                    if t == len(wanted):
-                        return
-        except av.FFmpegError as e:
-            raise bad(file, f"it cannot be decoded ({e})") from e
+    near, t = 0.25 / info.fps, 0
+    with _sentences(file), _opened(file) as (container, stream):
+        height, width = _frame(file, stream, None)[:2]
+        container.seek(int(wanted[0] / stream.time_base), stream=stream)
+        for picture in container.decode(stream):
+            if picture.time < wanted[t] - near:
+                continue
+            if picture.time > wanted[t] + near:
+                break
+            if (picture.height, picture.width) != (height, width):
+                raise bad(file, "its frames change their size")
+            yield picture.to_ndarray(format="rgb24")
+            t += 1
+            if t == len(wanted):
+                return
     raise bad(file, f"it has no frame at {wanted[t]:.3f} s for episode {row['episode_index']}", t)
