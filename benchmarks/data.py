@@ -210,7 +210,7 @@ def _training_step(obs: torch.Tensor) -> Callable[[torch.Tensor], None]:
             start = time.perf_counter()
             step(obs)
             times.append(time.perf_counter() - start)
-        if statistics.median(times) >= 0.02:
+        if min(times) >= 0.02:
             return step
     raise AssertionError("no network of 200 layers takes 20 ms")
 

@@ -367,7 +367,7 @@ DAMAGE = {
     "an action": ("action", 0, row(20, 6), "row 20: action 6 is out of range; allowed are 0 to 5"),
     "a negative action": ("action", 1, row(49, -1), "row 49: action -1"),
     "nan": ("reward", 0, row(7, np.nan), "row 7: reward nan is not finite"),
-    "a score": ("reward", 0, row(7, 200), "row 7: reward 200 is not clipped"),
+    "a score": ("reward", 0, row(7, 200), "row 7: reward 200.0 is not clipped"),
     "a flag": ("terminal", 0, row(8, 255), "row 8: terminal is 255; allowed are 0 and 1"),
     "no padding": ("observation", 0, row(1, 9), "row 0: 3 rows of zeros must stand here"),
     "an end in the padding": ("terminal", 0, row(2, 1), "row 0: 3 rows of zeros must stand here"),

@@ -293,6 +293,19 @@ def test_frames_of_two_sizes(copy):
         read(folder)
 
 
+def test_files_in_several_chunks(copy):
+    """As in a long episode; the last chunk is not full."""
+    folder, file = copy()
+    want = read(folder, "episode_10")
+    with h5py.File(file) as f:
+        rows = f["episode_10/observations"][:]
+    rewrite(file, "observations", rows, 10, dtype=h5py.vlen_dtype(np.uint8), chunks=(5,))
+    np.testing.assert_array_equal(read(folder, "episode_10").obs, want.obs)
+    rewrite(file, "observations", rows[:10], 10, dtype=h5py.vlen_dtype(np.uint8), chunks=(5,))
+    with pytest.raises(UserError, match="11 actions need one frame more, but there are 10"):
+        read(folder, "episode_10")
+
+
 def test_a_dictionary_of_observations(copy):
     folder, file = copy()
     rewrite(file, "observations", None)

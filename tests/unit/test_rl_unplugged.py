@@ -212,7 +212,7 @@ def test_a_truncated_shard_gives_what_comes_before(folder):
         ({"actions": [0.0, 1.0, 2.0]}, r"it lacks the feature actions \(int64\)"),
         ({"observations": [1, 2, 3]}, r"it lacks the feature observations \(list\)"),
         ({"clipped_rewards": [0.0, float("nan"), 0.0]}, "row 1: reward nan is not finite"),
-        ({"clipped_rewards": [0.0, 0.0, 7.0]}, r"row 2: reward 7 is not clipped to \[-1, 1\]"),
+        ({"clipped_rewards": [0.0, 0.0, 7.0]}, r"row 2: reward 7.0 is not clipped to \[-1, 1\]"),
         ({"discounts": [0.0, 1.0, 0.0]}, "row 0: discount 0; allowed are 0 to 1, and 0 in the last row alone"),
         ({"discounts": [1.0, float("nan"), 0.0]}, "row 1: discount nan"),
         ({"observations": [FRAME, FRAME, b"hello"]}, "row 2: its frame is no PNG file, or a damaged one"),

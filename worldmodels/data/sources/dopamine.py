@@ -191,7 +191,7 @@ def clipped(reward: np.ndarray, path: str, first_row: int) -> np.ndarray:
     """
     reward = check_rewards(reward, path, first_row)
     if len(wrong := np.flatnonzero(abs(reward) > 1)):
-        raise bad(path, f"reward {reward[wrong[0]]:g} is not clipped to [-1, 1]", first_row + wrong[0])
+        raise bad(path, f"reward {reward[wrong[0]]} is not clipped to [-1, 1]", first_row + wrong[0])
     return reward
 
 

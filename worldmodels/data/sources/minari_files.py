@@ -136,12 +136,12 @@ def _files(rows: Any, file: Path, where: Path) -> list[memoryview]:
     """The rows of a dataset of variable length, none of them copied.
 
     They are found by the format itself (HDF5 file format specification, III.E, global heap), because the library (HDF5
-    2.0) crashes where some bytes are damaged. A row is a length, the address of a heap, and a number there. A heap is
-    "GCOL", at byte 8 its size, and from byte 16 on objects: number, six other bytes, size, and data padded to 8 bytes.
+    2.0) crashes where some of these bytes are damaged. A row is a length, the address of a heap, and a number there. A
+    heap is "GCOL", at byte 8 its size, and from byte 16 on objects: number, six bytes, size, data padded to 8 bytes.
     """
     plain = not (rows.is_virtual or rows.external or rows.id.get_create_plist().get_nfilters())
     small = rows.ndim == 1 and rows.chunks and max(len(rows), *rows.chunks) <= MAX_FRAMES + 1
-    if not plain or not small or rows.id.get_storage_size() > file.stat().st_size:
+    if not plain or not small:
         raise bad(where, f"its observations are {rows.shape} JPEG files, not plainly one a row in this file")
     with open(file, "rb") as f:
         data = memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
@@ -160,10 +160,12 @@ def _files(rows: Any, file: Path, where: Path) -> list[memoryview]:
             at += 16 + (length + 7) // 8 * 8
         return objects
 
-    chunks = [rows.id.read_direct_chunk((start,))[1] for start in range(0, len(rows), rows.chunks[0])]
-    return [heap(at)[number][:length] for length, at, number in struct.iter_unpack("<IQI", b"".join(chunks))][
-        : len(rows)
-    ]
+    found: list[memoryview] = []
+    for start in range(0, len(rows), rows.chunks[0]):
+        at, count = rows.id.get_chunk_info_by_coord((start,)).byte_offset, min(len(rows) - start, rows.chunks[0])
+        chunk = struct.iter_unpack("<IQI", data[at : at + 16 * count])
+        found += [heap(address)[number][:length] for length, address, number in chunk]
+    return found
 
 
 @contextmanager
