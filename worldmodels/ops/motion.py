@@ -27,7 +27,9 @@ def move_on(frames: Tensor, reach: tuple[int, int] = (5, 7), threshold: float = 
         (B, C, H, W) in [-1, 1].
     """
     last, (h, w) = frames[:, -1], frames.shape[-2:]
-    ground = frames[:, -4:-1].median(1).values  # a slow thing still covers part of its place in the frame before
+    a, b, c = frames[:, -4:-1].unbind(1)
+    # the median of the three (torch.median is slow): a slow thing still covers part of its place in the frame before
+    ground = torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))
     change = (frames[:, -3:-1] - frames[:, -1:]).abs().amax(2).amin(1).flatten(1)  # (B, H*W)
     change, place = change.topk(min(MOST, h * w), dim=1)  # (B, K)
     moves = change > threshold
@@ -39,12 +41,15 @@ def move_on(frames: Tensor, reach: tuple[int, int] = (5, 7), threshold: float = 
     grey = F.avg_pool2d(F.pad(frames[:, -4:].mean(2), (1, 1, 1, 1), mode="replicate"), 3, 1).flip(1)
     dy, dx = _grid(*reach, frames.device)
     # of equally good displacements the smallest
-    cost = _mismatch(grey, y, x, dy, dx, 1) + 0.5 * _mismatch(grey, y, x, 2 * dy, 2 * dx, 2)
+    coarse = _Windows(grey, y, x, 1, (2 * reach[0], 2 * reach[1]))
+    cost = coarse.mismatch(dy, dx, 1) + 0.5 * coarse.mismatch(2 * dy, 2 * dx, 2)
     best = (beside @ (cost + 2e-3 * (dy.abs() + dx.abs()))).argmin(-1, keepdim=True)
     fy, fx = _grid(2, 2, frames.device)
     fy, fx = FINE * dy[best] + fy, FINE * dx[best] + fx  # (B, K, 25)
-    fine, fine_y, fine_x = F.interpolate(grey, scale_factor=FINE, mode="bilinear"), FINE * y + 1, FINE * x + 1
-    cost = sum(_mismatch(fine, fine_y, fine_x, k * fy, k * fx, k, FINE) for k in (1, 2, 3))
+    furthest = (3 * (FINE * reach[0] + 2), 3 * (FINE * reach[1] + 2))
+    scaled = F.interpolate(grey, scale_factor=FINE, mode="bilinear")
+    fine = _Windows(scaled, FINE * y + 1, FINE * x + 1, FINE, furthest)
+    cost = sum(fine.mismatch(k * fy, k * fx, k) for k in (1, 2, 3))
     best = (beside @ cost).argmin(-1, keepdim=True)
     vy, vx = fy.gather(2, best)[..., 0] / FINE, fx.gather(2, best)[..., 0] / FINE
 
@@ -72,22 +77,33 @@ def _grid(ry: int, rx: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return y.flatten().to(device), x.flatten().to(device)
 
 
-def _mismatch(images: Tensor, y: Tensor, x: Tensor, dy: Tensor, dx: Tensor, ago: int, stride: int = 1) -> Tensor:
-    """How badly 3x3 neighbourhoods of image 0 agree with those of image `ago` at a displacement back: (B, K, D).
+class _Windows:
+    """The 3x3 neighbourhoods of K places in each of several images, to be found again in the others.
 
-    Images are (B, L, H, W), newest first; places `y`, `x` (B, K); displacements `dy`, `dx` (D,) or (B, K, D); `stride`
-    is the distance of neighbours.
+    Args:
+        images: (B, L, H, W), newest first; their borders are repeated outwards.
+        y: (B, K) rows of the places.
+        x: (B, K) columns.
+        stride: distance of neighbours, in pixels.
+        furthest: largest displacement, pixels down and across.
     """
-    py, px = _grid(1, 1, images.device)
-    y, x = y[..., None, None] + stride * py, x[..., None, None] + stride * px  # (B, K, 1, 9)
-    there = _at(images[:, ago], y - dy[..., None], x - dx[..., None])
-    return (_at(images[:, 0], y, x) - there).abs().mean(-1)
 
+    def __init__(self, images: Tensor, y: Tensor, x: Tensor, stride: int, furthest: tuple[int, int]) -> None:
+        ry, rx = furthest[0] + stride, furthest[1] + stride
+        padded = F.pad(images, (rx, rx, ry, ry), mode="replicate")
+        self.width, self.images = padded.shape[-1], padded.flatten(2)
+        ny, nx = _grid(1, 1, images.device)
+        # a place is one number, and so is a displacement: padding spares every look-up its bounds
+        self.places = ((y + ry) * self.width + x + rx)[..., None] + stride * (ny * self.width + nx)  # (B, K, 9)
+        self.here = self._at(0, self.places)
 
-def _at(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Values of (B, H, W) at (B, ...), the border repeated outwards."""
-    h, w = image.shape[-2:]
-    return image.flatten(1).gather(1, (y.clamp(0, h - 1) * w + x.clamp(0, w - 1)).flatten(1)).view(y.shape)
+    def _at(self, image: int, place: Tensor) -> Tensor:
+        return self.images[:, image].gather(1, place.flatten(1)).view(place.shape)
+
+    def mismatch(self, dy: Tensor, dx: Tensor, ago: int) -> Tensor:
+        """How badly image 0 agrees with image `ago` at displacements back, (D,) or (B, K, D): (B, K, D)."""
+        back = (dy * self.width + dx)[..., None]
+        return (self.here[:, :, None] - self._at(ago, self.places[:, :, None] - back)).abs().mean(-1)
 
 
 def _colour(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
