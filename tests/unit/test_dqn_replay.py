@@ -5,7 +5,7 @@ import random
 import re
 import threading
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -14,17 +14,11 @@ import pytest
 from tests.fixtures.make_dqn_replay import random_episodes, real_play, save, surviving, write_log
 from tests.unit.stores import FIELDS
 from worldmodels.data.card import check_episode
-from worldmodels.data.sources import dopamine
 from worldmodels.data.sources.dqn_replay import dqn_replay, dqn_replay_card, dqn_replay_parts
 from worldmodels.data.sources.reading import minimal_actions
 from worldmodels.types import UserError
 
 PONG = [0, 1, 3, 4, 11, 12]
-
-
-@pytest.fixture(autouse=True)
-def load_each_rom_once(monkeypatch):
-    monkeypatch.setattr(dopamine, "minimal_actions", cache(minimal_actions))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ import json
 import struct
 import zlib
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +12,12 @@ from tests.fixtures import make_rl_unplugged as make
 from tests.fixtures.make_dqn_replay import random_episodes, real_play
 from tests.unit.stores import FIELDS
 from worldmodels.data.card import check_episode
-from worldmodels.data.sources import rl_unplugged as module
 from worldmodels.data.sources.reading import minimal_actions
 from worldmodels.data.sources.rl_unplugged import rl_unplugged, rl_unplugged_card, rl_unplugged_parts
 from worldmodels.types import UserError
 
 PONG = [0, 1, 3, 4, 11, 12]
 BY_LIBRARY = Path(make.__file__).with_name("rl_unplugged_pong.tfrecord.gz")
-
-
-@pytest.fixture(autouse=True)
-def load_each_rom_once(monkeypatch):
-    monkeypatch.setattr(module, "minimal_actions", cache(minimal_actions))
 
 
 @pytest.fixture

@@ -36,8 +36,6 @@ SPLITS = ("train", "test")
 COLUMNS = {"obs": torch.uint8, "act": torch.int64, "rew": torch.float32, "end": torch.uint8, "trunc": torch.uint8}
 _MAX_PICKLE = 2**20  # bytes; DIAMOND's has about 600
 
-_minimal_actions = lru_cache(minimal_actions)
-
 
 def diamond_card(path: str, game: str | None = None, split: str | None = None) -> Card:
     """The dataset card of the episodes at `path`.
@@ -57,7 +55,7 @@ def diamond_card(path: str, game: str | None = None, split: str | None = None) -
         "diamond",
         game,
         {"height": height, "width": width, "channels": channels},
-        action_set=_minimal_actions(game),
+        action_set=minimal_actions(game),
         noop_max=30,
         episodic_life=parts[0].startswith("train"),
         time_limit=27_000,  # ALE's own, 108,000 raw frames
@@ -113,7 +111,7 @@ def diamond(path: str, part: str, game: str | None = None, split: str | None = N
     frames = [columns["obs"]] if final is None else [columns["obs"], final[None]]
     arrays = {
         "obs": np.ascontiguousarray(np.concatenate(frames).transpose(0, 2, 3, 1)),
-        "action": to_full_set(columns["act"], _minimal_actions(one_game(game, [], path)), file),
+        "action": to_full_set(columns["act"], minimal_actions(one_game(game, [], path)), file),
         "reward": columns["rew"],
         "terminated": columns["end"],
         "truncated": columns["trunc"],

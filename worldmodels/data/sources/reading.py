@@ -1,6 +1,7 @@
 """What every importer checks of a log that somebody else wrote: the game, the actions, the arrays."""
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ def one_game(given: str | None, found: Iterable[str], where: str | Path) -> str:
     return names[0]
 
 
+@cache  # loading a ROM takes 0.1 s, and every part of a log asks
 def minimal_actions(game: str) -> list[int]:
     """The actions that have an effect in `game`, in ALE's order, as indices into its 18-action set."""
     from ale_py import ALEInterface, LoggerMode
