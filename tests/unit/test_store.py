@@ -16,7 +16,7 @@ import tensorstore
 import torch
 import zarr
 from google_crc32c import value as crc32c
-from zarr.codecs import ZstdCodec
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from tests.unit.stores import assert_holds, assert_same, card, episode, filled
 from worldmodels.data import store as store_module
@@ -160,7 +160,8 @@ def test_segments_are_plain_zarr_with_checksums(tmp_path):
     rows = group["action"].shape[0]
     assert group["obs"].chunks == (16, 8, 8, 3) and group["obs"].shards == (-(-rows // 16) * 16, 8, 8, 3)
     codec = json.loads((tmp_path / "s" / SEGMENTS / "000000.zarr/obs/zarr.json").read_text())["codecs"][0]
-    assert codec["configuration"]["codecs"][-1] == {"name": "zstd", "configuration": {"level": 1, "checksum": True}}
+    zstd, crc = codec["configuration"]["codecs"][-2:]
+    assert zstd == {"name": "zstd", "configuration": {"level": 1, "checksum": False}} and crc["name"] == "crc32c"
     assert set(group.attrs["files"]) >= {"obs/c/0/0/0/0", "action/c/0", "reward/c/0", "flags/c/0"}
 
 
@@ -226,7 +227,7 @@ def test_a_shard_is_the_one_that_zarr_python_writes(tmp_path):
     ours = writer.path / "obs"
     for full in (True, False):
         store = tmp_path / f"theirs{full}"
-        kind = {"chunks": (16, 8, 8), "shards": (80, 8, 8), "compressors": ZstdCodec(level=1, checksum=True)}
+        kind = {"chunks": (16, 8, 8), "shards": (80, 8, 8), "compressors": [ZstdCodec(level=1), Crc32cCodec()]}
         theirs = zarr.create_array(store, shape=(70, 8, 8), dtype="uint8", **kind, config={"write_empty_chunks": full})
         theirs[:] = frames
         size = (store / "c/0/0/0").stat().st_size
@@ -237,6 +238,18 @@ def test_a_shard_is_the_one_that_zarr_python_writes(tmp_path):
         assert {k: v for k, v in read_json(store / "zarr.json").items() if k != "attributes"} == {
             k: v for k, v in read_json(ours / "zarr.json").items() if k != "attributes"
         }
+
+
+def test_segments_of_earlier_versions_are_read(tmp_path):
+    """Their chunks have zstd's checksum, and no other."""
+    frames, out = episode(0, 32, channels=1).obs, np.empty((32, 8, 8), np.uint8)
+    kind = {"chunks": (16, 8, 8), "shards": (32, 8, 8), "compressors": ZstdCodec(level=1, checksum=True)}
+    zarr.create_array(tmp_path, shape=frames.shape, dtype="uint8", **kind)[:] = frames
+    FrameReader(tmp_path).read(0, out, Decoder())
+    np.testing.assert_array_equal(out, frames)
+    flip(tmp_path / "c/0/0/0", 500)
+    with pytest.raises(UserError, match="is damaged"):
+        FrameReader(tmp_path).read(0, out, Decoder())
 
 
 def test_a_segment_that_fails_leaves_nothing(tmp_path):
