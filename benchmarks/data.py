@@ -1,7 +1,9 @@
 """How fast a store is read, how small it is, and how fast a log is imported: every figure in one run, side by side.
 
 The stores hold real play of Pong, Breakout and MsPacman (84x84 grey, and 64x64 colour beside it). They are made once,
-with two other forms of the same frames, and kept in data/benchmarks, which takes 3 GB (0.7 GB with --quick).
+with two other forms of the same frames, and kept in data/benchmarks, which takes 3 GB (0.7 GB with --quick). What is
+counted a second is counted beside it a second of this process's CPU time (`per_cpu_s`), which other processes on the
+same cores do not lessen by much: where the two differ, the machine is busy.
 """
 
 import argparse
@@ -17,7 +19,7 @@ from importlib.util import find_spec
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -86,8 +88,8 @@ def reading(root: Path, paths: Sequence[Path], repeats: int) -> dict[str, float]
     for name in ("pt_", *list(others)[1:]):
         if not torch.equal((readers | others)[name](1000).flatten(), readers[""](1000).flatten()):
             raise AssertionError(f"{name} reads other frames")
-    warm: dict[str, list[float]] = {name: [] for name in readers | others}
-    cold: dict[str, list[float]] = {name: [] for name in readers}
+    warm: dict[str, list[Rate]] = {name: [] for name in readers | others}
+    cold: dict[str, list[Rate]] = {name: [] for name in readers}
     for _ in range(repeats):  # in turn, so that a busy moment of the machine meets all of them
         for name, read in (readers | others).items():
             warm[name].append(_rate(read, seconds=1.0))
@@ -95,13 +97,14 @@ def reading(root: Path, paths: Sequence[Path], repeats: int) -> dict[str, float]
         for name, read in readers.items():
             drop_cache([*_files(paths), *chain(*files)])
             cold[name].append(_rate(read, batches=21))
-    medians = {f"{name}windows_per_s": statistics.median(rates) for name, rates in warm.items()}
-    medians |= {f"{name}windows_per_s_cold": statistics.median(rates) for name, rates in cold.items()}
+    fast = {name: _medians(rates) for name, rates in warm.items()}
+    slow = {name: _medians(rates)["windows_per_s"] for name, rates in cold.items()}
     return {
-        "windows_per_s": medians.pop("windows_per_s"),
-        "ratio_to_pt_files": statistics.median(warm[""]) / statistics.median(warm["pt_"]),
-        "ratio_to_pt_files_cold": statistics.median(cold[""]) / statistics.median(cold["pt_"]),
-        **medians,
+        **fast[""],
+        "ratio_to_pt_files": fast[""]["windows_per_s"] / fast["pt_"]["windows_per_s"],
+        "ratio_to_pt_files_cold": slow[""] / slow["pt_"],
+        **{f"{name}{key}": value for name, rates in fast.items() for key, value in rates.items()},
+        **{f"{name}windows_per_s_cold": value for name, value in slow.items()},
         **_sizes(paths),
         "pt_bytes_per_frame": sum(f.stat().st_size for f in chain(*files)) / sum(_frames(p) for p in paths),
     }
@@ -110,7 +113,7 @@ def reading(root: Path, paths: Sequence[Path], repeats: int) -> dict[str, float]
 def own_reading(paths: Sequence[Path], repeats: int) -> dict[str, float]:
     """Random windows a second of stores, and their size."""
     read = _in_turn(map(_own, paths))
-    return {"windows_per_s": statistics.median(_rate(read, seconds=1.0) for _ in range(repeats)), **_sizes(paths)}
+    return {**_medians([_rate(read, seconds=1.0) for _ in range(repeats)]), **_sizes(paths)}
 
 
 def _own(*paths: Path) -> Read:
@@ -146,13 +149,24 @@ def _sizes(paths: Sequence[Path]) -> dict[str, float]:
     return {"bytes_per_frame": sum(sizes.values()) / sum(frames.values()), **each}
 
 
-def _rate(read: Read, seconds: float = 60.0, batches: int = 10**9) -> float:
-    """Windows a second, over that many seconds or batches, whichever is less."""
-    start, k = time.perf_counter(), 0
+class Rate(NamedTuple):
+    """Windows a second of the clock, and a second of this process's CPU time."""
+
+    windows_per_s: float
+    windows_per_cpu_s: float
+
+
+def _rate(read: Read, seconds: float = 60.0, batches: int = 10**9) -> Rate:
+    """Measured over that many seconds or batches, whichever is less."""
+    start, cpu, k = time.perf_counter(), time.process_time(), 0
     while k < batches and time.perf_counter() - start < seconds:
         read(k)
         k += 1
-    return BATCH * k / (time.perf_counter() - start)
+    return Rate(BATCH * k / (time.perf_counter() - start), BATCH * k / (time.process_time() - cpu))
+
+
+def _medians(rates: Sequence[Rate]) -> dict[str, float]:
+    return Rate(*map(statistics.median, zip(*rates, strict=True)))._asdict()
 
 
 def stalls(paths: Sequence[Path], repeats: int) -> dict[str, float]:
@@ -229,7 +243,7 @@ def growth(small: Path, large: Path) -> dict[str, float]:
 def memory(path: Path) -> dict[str, float]:
     """Read windows from all over a store, and tell what this process holds then."""
     torch.set_num_threads(1)
-    return {"frames": _frames(path), "windows_per_s": _rate(_own(path), batches=400), **_held()}
+    return {"frames": _frames(path), "windows_per_s": _rate(_own(path), batches=400).windows_per_s, **_held()}
 
 
 def _held() -> dict[str, float]:
@@ -241,12 +255,17 @@ def _held() -> dict[str, float]:
 def importing(root: Path, paths: Sequence[Path], steps: int) -> dict[str, float]:
     """Frames a second that DQN Replay files are imported at, by one process on one core."""
     done = [fresh(import_one, dqn_log(root, path, steps), root / "imported") for path in paths]
-    frames, seconds = sum(d["frames"] for d in done), sum(d["seconds"] for d in done)
+    frames, seconds, cpu = (sum(d[name] for d in done) for name in ("frames", "seconds", "cpu_seconds"))
     each = {
         f"import_frames_per_s_{p.name.partition('-')[0]}": d["frames"] / d["seconds"]
         for p, d in zip(paths, done, strict=True)
     }
-    return {"import_frames_per_s": frames / seconds, **each, "import_peak_mb": max(d["peak"] for d in done)}
+    return {
+        "import_frames_per_s": frames / seconds,
+        "import_frames_per_cpu_s": frames / cpu,
+        **each,
+        "import_peak_mb": max(d["peak"] for d in done),
+    }
 
 
 def import_one(log: Path, store: Path) -> dict[str, float]:
@@ -256,12 +275,12 @@ def import_one(log: Path, store: Path) -> dict[str, float]:
     import zarr  # noqa: F401 (half a second that is not the log's)
 
     shutil.rmtree(store, ignore_errors=True)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     card, parts = dqn_replay_card(str(log), None), dqn_replay_parts(str(log), None)
     figures = import_log(store, card, parts, partial(dqn_replay, str(log), game=None))
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     shutil.rmtree(store)
-    return {"frames": figures["steps"], "seconds": seconds, **_held()}
+    return {"frames": figures["steps"], "seconds": seconds, "cpu_seconds": cpu, **_held()}
 
 
 def fresh(function: Callable[..., Any], *arguments: Any) -> Any:
