@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from worldmodels.data.card import Card, check_compatible
 from worldmodels.data.store import Store
 from worldmodels.data.transforms import Transform
 from worldmodels.types import Segment, UserError
 
+_FIELDS = [f.name for f in fields(Segment) if f.name != "side"]
 _MENDS = (  # fields that a setting brings together, and the setting
     (("height", "width"), "give data.transform.size=PIXELS, to which the frames of all stores are then resized"),
     (("channels", "colour"), "give data.transform.colour=gray, to which the frames of all stores are then converted"),
@@ -101,31 +101,28 @@ class Mixture:
         starts = np.asarray(starts, np.int64).reshape(-1, 2)
         if ((starts[:, 0] < 0) | (starts[:, 0] >= self.ends[-1])).any():
             raise IndexError(f"an episode below 0 or above {self.ends[-1] - 1}, the last of {self.path}")
+        if len(self.stores) == 1:
+            return self._transform(self.stores[0].read(starts, length))
         which = np.searchsorted(self.ends, starts[:, 0], side="right")
-        parts, places = [], []
+        columns: dict[str, np.ndarray] = {}
         for i in np.unique(which):
-            places.append(np.flatnonzero(which == i))
-            windows = starts[places[-1]] - [self.firsts[i], 0]
-            parts.append(self._transform(self.stores[i].read(windows, length)))
-        segment = parts[0] if len(parts) == 1 else _joined(parts, places)
-        if len(self.stores) > 1:
-            segment.side["store"] = torch.from_numpy(which)
-        return segment
+            rows = np.flatnonzero(which == i)
+            windows = starts[rows] - [self.firsts[i], 0]
+            # Each part is let go before the next is read: memory that is freed by the megabyte goes back to the system,
+            # and to have it again for every batch takes longer than the reading.
+            _place(self._transform(self.stores[i].read(windows, length)), rows, len(starts), columns)
+        tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
+        plain = {name: tensors.pop(name) for name in _FIELDS}
+        return Segment(**plain, side={**tensors, "store": torch.from_numpy(which)})
 
 
-def _joined(parts: Sequence[Segment], places: Sequence[np.ndarray]) -> Segment:
-    """One batch of several: row j of part i becomes row `places[i][j]`."""
-    count = sum(map(len, places))
-
-    def join(columns: Sequence[Tensor]) -> Tensor:
-        # by numpy, for the reason told in Store._read
-        out = np.empty((count, *columns[0].shape[1:]), columns[0].numpy().dtype)
-        for rows, column in zip(places, columns, strict=True):
-            out[rows] = column.numpy()
-        return torch.from_numpy(out)
-
-    joined = {f.name: join([getattr(p, f.name) for p in parts]) for f in fields(Segment) if f.name != "side"}
-    return Segment(**joined, side={name: join([p.side[name] for p in parts]) for name in parts[0].side})
+def _place(part: Segment, rows: np.ndarray, count: int, columns: dict[str, np.ndarray]) -> None:
+    """Put a part of a batch of `count` windows in its `rows` of the columns of the whole."""
+    for name, tensor in ({name: getattr(part, name) for name in _FIELDS} | part.side).items():
+        values = tensor.numpy()  # copied by numpy, for the reason told in Store._read
+        if name not in columns:
+            columns[name] = np.empty((count, *values.shape[1:]), values.dtype)
+        columns[name][rows] = values
 
 
 def _check_mixable(data: Card, other: Card, what: str) -> None:
