@@ -25,7 +25,7 @@ import pytest
 
 from tests.conftest import ROOT, environment
 from tests.unit.stores import FIELDS, assert_holds, assert_same, card, episode
-from worldmodels.data import importing, segments
+from worldmodels.data import groups, importing, segments
 from worldmodels.data import store as store_module
 from worldmodels.data.collecting import collect
 from worldmodels.data.importing import import_log
@@ -128,9 +128,15 @@ def points(names, at, happens):
                 point()
                 self.file.write(data[len(data) // 2 :])
 
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                self.close()
+
         for name in names:
             setattr(os, name, before(getattr(os, name)))
-        segments.open = Halved
+        segments.open = groups.open = Halved
 
     return arm
 
@@ -160,7 +166,7 @@ def check(path, committed, expected):
         try:
             store = Store.open(path, write)
         except UserError as e:
-            assert not committed and re.search("there is no store|is not a store|holds no episodes", str(e)), e
+            assert not committed and re.search("there is no store|holds no episodes", str(e)), e
             continue
         assert committed <= len(store.lengths) <= len(expected), (committed, store.lengths)
         assert_holds(store, expected[: len(store.lengths)])
@@ -181,9 +187,12 @@ def program(kind, kills, root):
     import zarr.codecs  # noqa: F401 (before the forks)
 
     store_module.SEGMENT_FRAMES = importing.SEGMENT_FRAMES = SEGMENT
-    began = time.monotonic()
-    total = finish(kind, root / "undisturbed")
-    seconds, rng, hits = time.monotonic() - began, random.Random(0), 0
+    times = []
+    for k in range(3):
+        began = time.monotonic()
+        total = finish(kind, root / f"undisturbed{k}")
+        times.append(time.monotonic() - began)
+    seconds, rng, hits = min(times), random.Random(0), 0
 
     def moments(n):  # one in each nth of all points
         return [1 + math.floor(total * (k + rng.random()) / n) for k in range(n)]

@@ -1,5 +1,6 @@
 import errno
 import json
+import math
 import os
 import pickle
 import resource
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from functools import lru_cache
 from pathlib import Path
 
@@ -259,6 +261,41 @@ def test_a_segment_that_fails_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_segment_that_a_full_disk_stops_leaves_nothing(tmp_path, monkeypatch):
+    """Wherever it stops: nobody but the thread that removes the segment touches its folder."""
+    count, at = 0, math.inf
+
+    def counted(call):
+        def before(*args, **kw):
+            nonlocal count
+            count += 1
+            if count >= at or threading.current_thread() is not threading.main_thread():
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return call(*args, **kw)
+
+        return before
+
+    for name in ("mkdir", "fsync", "replace", "link"):
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+
+    def write():
+        nonlocal count
+        count = 0
+        with SegmentWriter(tmp_path, "toy") as writer:
+            writer.append("e", episode(0, 40, final=True))
+            writer.finish()
+        return writer.path
+
+    shutil.rmtree(write())
+    calls = count
+    assert calls > 20
+    for k in range(1, calls + 1):
+        at = k
+        with pytest.raises(OSError, match="No space left"):
+            write()
+        assert not list(tmp_path.iterdir()), k
+
+
 @pytest.mark.parametrize("entry", [(2**63, 100), (2**40, 100), (0, 2**40), (2**64 - 2, 2**64 - 2)])
 def test_an_index_that_points_outside_its_shard_is_noticed(tmp_path, entry):
     filled(tmp_path / "s", count=6)
@@ -307,6 +344,12 @@ def test_leftovers_of_a_crash_are_tidied(tmp_path):
 
 
 def test_killed_while_being_made(tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/store.json.tmp77").write_text("{")
+    with pytest.raises(UserError, match="there is no store at"):
+        Store.open(tmp_path / "new")
+    Store.create(tmp_path / "new", card()).close()
+    assert not list((tmp_path / "new").glob("*.tmp*"))
     Store.create(tmp_path / "s", card()).close()
     (tmp_path / "s/sources/toy.json").unlink()
     with pytest.raises(UserError, match="holds no episodes"):

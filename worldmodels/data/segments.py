@@ -1,4 +1,4 @@
-"""Immutable Zarr v3 segments: zarr-python makes their metadata and can read them, frames go in and out by our hands.
+"""Immutable Zarr v3 segments: zarr-python makes their metadata and can read them, all goes in and out by our hands.
 
 A segment is the group `000123.zarr` with the rows of its episodes one after the other: `obs` (N, H, W[, 3]) uint8 in
 one shard with 16 frames a chunk; `action`, `reward` and `flags` (N,) uncompressed, so that a window of them is one
@@ -27,6 +27,7 @@ from zstandard import ZstdCompressor, ZstdDecompressor, ZstdError
 from worldmodels import __version__
 from worldmodels.data.checksums import file_table
 from worldmodels.data.disk import damaged, read_json, remove, sync
+from worldmodels.data.groups import add_plain, group_in_memory, write_files
 from worldmodels.types import Episode
 
 CHUNK = 16  # frames; neighbours repeat so much that zstd needs no filter, and a short window decodes little else
@@ -103,15 +104,16 @@ class SegmentWriter:
 
     def finish(self) -> None:
         """Write all that is still to be written."""
-        from zarr import create_group  # half a second, and readers do without it
-
-        group = create_group(self.path, zarr_format=3)
+        group, files = group_in_memory()
         for name, shard in self._shards.items():
             shard.finish(group, name)
         for name, parts in self._columns.items():
-            write_plain(group, name, np.concatenate(parts))
+            add_plain(group, name, np.concatenate(parts))
+        del files["zarr.json"]  # it is still without its attributes
+        write_files(self.path, files)
         table = {column: [entry[name] for entry in self._entries] for name, column in TABLE.items()}
         group.update_attributes({**self._attributes, **table, "files": file_table(self.path)})
+        write_files(self.path, {"zarr.json": files["zarr.json"]})
         sync(self.path)
 
     def __enter__(self) -> "SegmentWriter":
@@ -181,13 +183,6 @@ class _ShardWriter:
         """Let go of the file."""
         if self._count:
             self._file.close()
-
-
-def write_plain(group: Any, name: str, values: np.ndarray) -> None:
-    """Write an array (N, ...) uncompressed and in one chunk: the file is the array's bytes."""
-    group.create_array(
-        name, data=values, chunks=values.shape, compressors=None, filters=None, config={"write_empty_chunks": True}
-    )
 
 
 def plain_file(group: Path, name: str, ndim: int = 1) -> Path:

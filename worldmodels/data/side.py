@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from worldmodels.data.disk import atomic, read_json, write_json
-from worldmodels.data.segments import plain_file, read_attributes, write_plain
+from worldmodels.data.groups import add_plain, group_in_memory, write_files
+from worldmodels.data.segments import plain_file, read_attributes
 from worldmodels.types import UserError
 
 
@@ -19,8 +20,6 @@ def write(
     path: Path, source: str, segments: Sequence[Path], rows: Sequence[int] | np.ndarray, array: np.ndarray
 ) -> None:
     """Write the version `path` of a column; see `Store.write_side`."""
-    from zarr import create_group
-
     rows, array = np.asarray(rows, np.int64), np.asarray(array)
     ends = np.cumsum([0] + [sum(read_attributes(s)["lengths"]) for s in segments])
     if path.exists():
@@ -38,9 +37,10 @@ def write(
             values = np.zeros((end - start, *array.shape[1:]), array.dtype)
             covered = np.zeros(end - start, np.uint8)
             values[rows[inside] - start], covered[rows[inside] - start] = array[inside], 1
-            group = create_group(tmp / source / segment.name, zarr_format=3)
-            write_plain(group, "values", values)
-            write_plain(group, "covered", covered)
+            group, files = group_in_memory()
+            add_plain(group, "values", values)
+            add_plain(group, "covered", covered)
+            write_files(tmp / source / segment.name, files)
         kind = {"shape": array.shape[1:], "dtype": array.dtype.newbyteorder("<").str, "count": len(rows)}
         write_json(tmp / "MANIFEST.json", kind | {"segments": [s.name for s in segments]})
     write_json(path.parent / "LATEST", path.name)

@@ -105,9 +105,7 @@ class Store:
         with disk_errors(root):
             make_folder(root)
             if not (root / "store.json").exists():
-                ours = (".", "store.json.tmp", "metrics.json")  # hidden folders are hydra's
-                foreign = [p.name for p in root.iterdir() if not p.name.startswith(ours) and p.suffix != ".log"]
-                if foreign:
+                if foreign := _foreign(root):
                     raise UserError(
                         f"{root} is not a store and holds other things ({foreign[0]}); give an empty folder"
                     )
@@ -404,7 +402,9 @@ def _header(root: Path) -> dict[str, Any]:
     try:
         header = read_json(root / "store.json")
     except (FileNotFoundError, NotADirectoryError) as e:
-        if root.is_file() or (root.is_dir() and any(root.iterdir())):
+        if (root / "store.json").exists():  # made just now
+            return _header(root)
+        if root.is_file() or (root.is_dir() and _foreign(root)):
             raise UserError(f"{root} is not a store: it has no store.json; give the folder of a store") from e
         raise UserError(f"there is no store at {root}; {_FILL.replace('fill', 'make')}") from e
     if not isinstance(header, dict) or header.get("format") != FORMAT:
@@ -417,6 +417,12 @@ def _header(root: Path) -> dict[str, Any]:
             f"version reads up to {VERSION}); update worldmodels to use it"
         )
     return header
+
+
+def _foreign(root: Path) -> list[str]:
+    """What a killed maker of a store would not have left in a folder without store.json; hidden folders are hydra's."""
+    ours = (".", "store.json.tmp", "metrics.json")
+    return [p.name for p in root.iterdir() if not p.name.startswith(ours) and p.suffix != ".log"]
 
 
 def _card(root: Path) -> Card:
