@@ -60,7 +60,8 @@ def repeated(root: Path, paths: Sequence[Path], times: int) -> Path:
     for folder in (segments, path / "staging" / source):
         folder.mkdir(parents=True)
     shutil.copytree(paths[0] / "sources", path / "sources")
-    write_json(path / "store.json", read_json(paths[0] / "store.json") | {"uuid": uuid.uuid4().hex})
+    header = read_json(paths[0] / "store.json") | {"uuid": uuid.uuid4().hex}
+    write_json(path / "store.json", header, checksum=True)
     number = 0
     for _ in range(times):
         for store in paths:

@@ -62,6 +62,7 @@ def test_verify(cli, store, tmp_path):
     done = cli("verify", f"store={store}")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("whole: ")
+    assert "without a checksum" not in done.stdout
     assert "60 episodes, 240 frames" in done.stdout
     assert list((tmp_path / "cwd").iterdir()) == []
 

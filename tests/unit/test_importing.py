@@ -15,9 +15,11 @@ import pytest
 from tests.conftest import arguments, environment
 from tests.unit.stores import FIELDS, assert_holds, card, episode
 from worldmodels.data import importing
+from worldmodels.data.disk import read_json
 from worldmodels.data.importing import import_log
 from worldmodels.data.segments import read_attributes
 from worldmodels.data.store import Store
+from worldmodels.data.verify import verify
 from worldmodels.types import Episode, UserError
 
 LOG = {"a": 3, "b": 0, "c": 5, "d": 1, "e": 0, "f": 4, "g": 0}  # episodes of each part
@@ -60,7 +62,9 @@ def test_a_log_becomes_segments_in_its_order(tmp_path, processes):
     figures = import_log(tmp_path / "s", card(), list(LOG), read, processes=processes, progress=seen.append)
     store = Store.open(tmp_path / "s")
     assert_holds(store, EPISODES)
-    assert figures == json.loads((tmp_path / "s/metrics.json").read_text())
+    assert figures == read_json(tmp_path / "s/metrics.json")
+    checked = verify(tmp_path / "s")
+    assert (checked["problems"], checked["unchecked"]) == ([], 0)
     expected = {"steps": STEPS[-1], "episodes": len(EPISODES), "parts": len(LOG), "complete": True}
     assert figures.items() >= expected.items()
     assert seen[0] == (0, 0, 0) and seen[-1] == (len(LOG), len(EPISODES), STEPS[-1])

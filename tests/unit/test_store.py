@@ -493,7 +493,7 @@ def test_stores_that_cannot_be_opened(tmp_path):
     header = tmp_path / "s/store.json"
     old = json.loads(header.read_text())
     header.write_text(json.dumps(old | {"version": 7, "min_reader": 6}))
-    refused("written by a newer version .* format is 7, this version reads up to 1.*; update worldmodels")
+    refused("written by a newer version .* format is 7, this version reads up to 2.*; update worldmodels")
     refused("written by a newer version", make=lambda p: Store.create(p, card()))
     header.write_text(json.dumps({"format": "zip"}))
     refused("store.json is of another program")
@@ -504,7 +504,7 @@ def test_stores_that_cannot_be_opened(tmp_path):
 def test_a_newer_store_that_still_suits_old_readers_opens(tmp_path):
     _, episodes = filled(tmp_path / "s", count=2)
     header = tmp_path / "s/store.json"
-    header.write_text(json.dumps(json.loads(header.read_text()) | {"version": 2}))
+    header.write_text(json.dumps(json.loads(header.read_text()) | {"version": 3}))
     assert_holds(Store.open(tmp_path / "s"), episodes)
 
 

@@ -10,39 +10,13 @@ import zipfile
 import numpy as np
 import pytest
 
-from tests.unit.stores import card, episode, filled
-from worldmodels.data.checksums import BLANK, KEY, file_table, json_matches, mark_zip, marked_json, zip_matches
+from tests.unit.stores import assert_holds, card, episode, filled
+from worldmodels.data.checksums import BLANK, KEY, json_matches, marked_json, zip_matches
 from worldmodels.data.collecting import summary
-from worldmodels.data.disk import write_json
+from worldmodels.data.disk import read_json, write_json
 from worldmodels.data.store import Store
 from worldmodels.data.verify import verify
 from worldmodels.types import UserError
-
-
-def with_checksums(root):
-    """Bring a store of format 1 to format 2, where every file carries its checksum; one of format 2 stays as it is."""
-    for path in root.glob("side/*/*/MANIFEST.json"):
-        _rewrite(path, {"files": file_table(path.parent)} | json.loads(path.read_text()))
-    for path in root.glob("side/*/LATEST"):
-        name = json.loads(path.read_text())
-        _rewrite(path, name if isinstance(name, dict) else {"version": name})
-    _rewrite(root / "store.json", json.loads((root / "store.json").read_text()) | {"version": 2})
-    for path in [*root.glob("s*s/*.json"), root / "metrics.json"]:
-        if path.exists():
-            _rewrite(path, json.loads(path.read_text()))
-    for path in root.glob("segments/*/*/zarr.json"):
-        meta = json.loads(path.read_text())
-        _rewrite(path, {**meta, "attributes": {KEY: BLANK, **meta["attributes"]}})
-    for path in root.glob("staging/*/*.npz"):
-        if zip_matches(path) is None:
-            mark_zip(path)
-    return root
-
-
-def _rewrite(path, value):
-    if json_matches(path.read_bytes()) is None:
-        value = value if "attributes" in value else {KEY: BLANK, **value}
-        path.write_bytes(marked_json(json.dumps(value, indent=2).encode()))
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +30,8 @@ def whole(tmp_path_factory):
     for version in ("v2", "v3"):  # one bit apart
         with_writer.write_side("value", version, rows, np.ones((5, 2), np.float32))
     with_writer.close()
-    write_json(root / "metrics.json", summary(store))
-    return with_checksums(root)
+    write_json(root / "metrics.json", summary(store), checksum=True)
+    return root
 
 
 @pytest.fixture
@@ -219,20 +193,25 @@ def test_several_problems_are_all_named(copy):
     assert named(copy) == sorted(names)
 
 
-def test_a_store_of_format_1(copy):
-    for path in [p for p in files_of(copy) if json_matches(p.read_bytes()) is not None]:
+def to_format_1(root):
+    """What the program wrote before every file carried its checksum or was listed with it."""
+    for path in [p for p in files_of(root) if json_matches(p.read_bytes()) is not None]:
         content = json.loads(path.read_text())
         for table in (content, content.get("attributes", {})):
             table.pop(KEY, None)
-        for name in ("files", "version") if path.parent.parent.parent == copy / "side" else ():
+        for name in ("files", "version") if path.parent.parent.parent == root / "side" else ():
             content.pop(name, None)
         path.write_text(json.dumps(content["version"] if path.name == "LATEST" else content))
-    _ = (copy / "store.json").write_text(json.dumps(json.loads((copy / "store.json").read_text()) | {"version": 1}))
-    for path in copy.glob("staging/toy/*.npz"):
+    write_json(root / "store.json", read_json(root / "store.json") | {"version": 1, "min_reader": 1})
+    for path in root.glob("staging/toy/*.npz"):
         with open(path, "r+b") as f:
             f.seek(-10, 2)
             f.write(b"\0\0")
             f.truncate()
+
+
+def test_a_store_of_format_1(copy):
+    to_format_1(copy)
     found = verify(copy)
     assert found["problems"] == []
     assert found["unchecked"] == sum(
@@ -246,6 +225,31 @@ def test_a_store_of_format_1(copy):
     flip(staged, place, 3)
     (copy / "splits" / "default.json").write_text("{")
     assert named(copy) == ["splits/default.json", staged.relative_to(copy).as_posix()]
+
+
+def test_a_store_of_format_1_is_added_to(copy):
+    to_format_1(copy)
+    old, values = [episode(i) for i in range(12)], np.ones((5, 2), np.float32)
+    assert_holds(Store.open(copy), old)
+    np.testing.assert_array_equal(Store.open(copy).side("value")[:5], values)
+    before = {p: p.read_bytes() for p in files_of(copy) if p.suffix != ".npz"}
+    bare = verify(copy)["unchecked"] - len(list(copy.glob("staging/toy/*.npz")))
+    with Store.open(copy, write=True) as store:
+        store.append(episode(12))
+        store.seal()
+        store.write_side("value", "v4", range(5), 2 * values)
+        store.append(episode(13))
+        store.close()
+    store = Store.open(copy)
+    assert_holds(store, [*old, episode(12), episode(13)])
+    np.testing.assert_array_equal(store.side("value")[:5], 2 * values)
+    found = verify(copy)
+    assert (found["problems"], found["episodes"]) == ([], 14)
+    assert found["unchecked"] == bare - 1, "all that is new has its checksum, the name of the latest version, too"
+    assert {p.name for p, content in before.items() if p.read_bytes() != content} == {"LATEST"}
+    for path in (*copy.glob("segments/toy/*2.zarr/zarr.json"), *copy.glob("staging/toy/*.npz")):
+        flip(path, path.stat().st_size // 2, 0)
+    assert named(copy) == ["segments/toy/000002.zarr/zarr.json", "staging/toy/000000013.npz"]
 
 
 def test_what_is_no_store_or_too_new(copy, tmp_path):

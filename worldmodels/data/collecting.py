@@ -54,7 +54,7 @@ def collect(
         store.seal()
         figures = summary(store) | {"seconds": round(time.monotonic() - began, 1)}
     with disk_errors(path):
-        write_json(metrics, figures)
+        write_json(metrics, figures, checksum=True)
     return figures
 
 

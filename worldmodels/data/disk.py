@@ -4,11 +4,12 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from worldmodels.data.checksums import BLANK, KEY, marked_json
 from worldmodels.types import UserError
 
 
@@ -55,22 +56,26 @@ def sync_entry(path: str | Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """The content of a JSON file, without its checksum if it carries one.
 
     Raises:
         FileNotFoundError: there is none.
         UserError: it is damaged.
     """
     try:
-        return json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except ValueError as e:
         raise damaged(path, e) from e
+    if isinstance(value, dict):
+        value.pop(KEY, None)
+    return value
 
 
-def write_json(path: Path, value: Any, replace: bool = True) -> None:
-    """Write a JSON file; without `replace` one that is there stays."""
+def write_json(path: Path, value: Mapping[str, Any], replace: bool = True, checksum: bool = False) -> None:
+    """Write a JSON file; without `replace` one that is there stays. In a store it carries its own `checksum`."""
+    text = json.dumps({KEY: BLANK, **value} if checksum else value, indent=2) + "\n"
     with atomic(path, replace) as tmp:
-        tmp.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        tmp.write_bytes(marked_json(text.encode()) if checksum else text.encode())
 
 
 def make_folder(path: Path) -> None:

@@ -126,7 +126,7 @@ def import_log(
         figures = summary(store) | {"parts": len(parts), "complete": complete}
         figures["seconds"] = round(time.monotonic() - began, 1)
     with disk_errors(path):
-        write_json(metrics, figures)
+        write_json(metrics, figures, checksum=True)
     return figures
 
 

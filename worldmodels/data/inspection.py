@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from worldmodels.data import side
 from worldmodels.data.catalog import StagedReader
 from worldmodels.data.disk import read_json
 from worldmodels.data.segments import COLUMNS, LIFE_LOSS, TABLE, columns, describe, plain_file, read_attributes
@@ -153,9 +154,8 @@ def _side(folder: Path) -> dict[str, Any]:
             manifest = read_json(path)
             column["versions"][path.parent.name] = {k: manifest[k] for k in ("dtype", "shape", "count")}
     for name, column in found.items():
-        if (latest := folder / name / "LATEST").exists():
-            version = read_json(latest)
-            column["latest"] = version["version"] if isinstance(version, dict) else version
+        if (folder / name / "LATEST").exists():
+            column["latest"] = side.latest(folder / name)
     return found
 
 

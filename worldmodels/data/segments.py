@@ -25,7 +25,7 @@ from google_crc32c import value as crc32c
 from zstandard import ZstdCompressor, ZstdDecompressor, ZstdError
 
 from worldmodels import __version__
-from worldmodels.data.checksums import file_table
+from worldmodels.data.checksums import BLANK, KEY, file_table, marked_json
 from worldmodels.data.disk import damaged, read_json, remove, sync
 from worldmodels.data.groups import add_plain, group_in_memory, write_files
 from worldmodels.types import Episode
@@ -112,8 +112,9 @@ class SegmentWriter:
         del files["zarr.json"]  # it is still without its attributes
         write_files(self.path, files)
         table = {column: [entry[name] for entry in self._entries] for name, column in TABLE.items()}
-        group.update_attributes({**self._attributes, **table, "files": file_table(self.path)})
-        write_files(self.path, {"zarr.json": files["zarr.json"]})
+        group.update_attributes({KEY: BLANK, **self._attributes, **table, "files": file_table(self.path)})
+        with open(self.path / "zarr.json", "wb") as f:
+            f.write(marked_json(files["zarr.json"].to_bytes()))
         sync(self.path)
 
     def __enter__(self) -> "SegmentWriter":

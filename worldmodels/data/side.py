@@ -1,7 +1,7 @@
 """Side columns: named and versioned arrays beside the rows of a store, segment by segment.
 
 ROOT/side/<name>/<version>/<source>/000123.zarr   `values` (n, ...) and `covered` (n,), uncompressed
-ROOT/side/<name>/<version>/MANIFEST.json          shape of a value, dtype, number of values, covered segments
+ROOT/side/<name>/<version>/MANIFEST.json          shape of a value, dtype, number of values, covered segments; files
 ROOT/side/<name>/LATEST                           the version written last
 """
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from worldmodels.data.checksums import file_table
 from worldmodels.data.disk import atomic, read_json, write_json
 from worldmodels.data.groups import add_plain, group_in_memory, write_files
 from worldmodels.data.segments import plain_file, read_attributes
@@ -42,14 +43,26 @@ def write(
             add_plain(group, "covered", covered)
             write_files(tmp / source / segment.name, files)
         kind = {"shape": array.shape[1:], "dtype": array.dtype.newbyteorder("<").str, "count": len(rows)}
-        write_json(tmp / "MANIFEST.json", kind | {"segments": [s.name for s in segments]})
-    write_json(path.parent / "LATEST", path.name)
+        table = {"segments": [s.name for s in segments], "files": file_table(tmp)}
+        write_json(tmp / "MANIFEST.json", kind | table, checksum=True)
+    write_json(path.parent / "LATEST", {"version": path.name}, checksum=True)
+
+
+def latest(folder: Path) -> str:
+    """The version of the column in `folder` that was written last.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: the file that tells it is damaged.
+    """
+    value = read_json(folder / "LATEST")
+    return value["version"] if isinstance(value, dict) else value  # in format 1 it was the name alone
 
 
 def read(folder: Path, version: str | None, source: str, segments: Sequence[Path]) -> np.ma.MaskedArray:
     """Version `version` of the column in `folder` over the rows of `segments`; see `Store.side`."""
     try:
-        path = folder / (version or read_json(folder / "LATEST"))
+        path = folder / (version or latest(folder))
         manifest = read_json(path / "MANIFEST.json")
     except FileNotFoundError as e:
         have = sorted(p.parent.name for p in folder.glob("*/MANIFEST.json") if ".tmp" not in p.parent.name)

@@ -7,6 +7,9 @@
     ROOT/side/<name>/<version>/          further columns, row by row (side.py)
     ROOT/splits/default.json             train, validation and test by episode, written once
 
+Every file carries its checksum or is listed with it (checksums.py). Stores of format 1 have files without; they can be
+read, and what is added to them carries its checksum while their header stays as it is.
+
 An episode's number never changes: segments in order, then staged episodes in order. Readers take no locks and never
 block the one writer, because nothing that they can see is ever changed.
 """
@@ -27,6 +30,7 @@ import torch
 from worldmodels.data import side
 from worldmodels.data.card import Card, check_compatible, check_episode, validate_card
 from worldmodels.data.catalog import Catalog, StagedReader, look, split_flags
+from worldmodels.data.checksums import mark_zip
 from worldmodels.data.disk import (
     atomic,
     damaged,
@@ -51,7 +55,7 @@ from worldmodels.data.segments import (
 )
 from worldmodels.types import Episode, Segment, UserError
 
-FORMAT, VERSION, MIN_READER = "worldmodels-store", 1, 1
+FORMAT, VERSION, MIN_READER = "worldmodels-store", 2, 2
 SEGMENT_FRAMES = 65_536
 T = TypeVar("T")
 _FILL = "fill it with `worldmodels collect game=GAME steps=N store=PATH` or `worldmodels import`"
@@ -110,11 +114,11 @@ class Store:
                         f"{root} is not a store and holds other things ({foreign[0]}); give an empty folder"
                     )
                 header = {"format": FORMAT, "version": VERSION, "min_reader": MIN_READER, "uuid": uuid.uuid4().hex}
-                write_json(root / "store.json", header)
+                write_json(root / "store.json", header, checksum=True)
             _header(root)
             (root / "sources").mkdir(exist_ok=True)
             if not any((root / "sources").glob("*.json")):
-                write_json(root / "sources" / f"{card['source']}.json", card)
+                write_json(root / "sources" / f"{card['source']}.json", card, checksum=True)
         have = _card(root)
         if have["source"] != card["source"]:
             raise UserError(
@@ -165,8 +169,10 @@ class Store:
         arrays = {"obs": episode.obs, **columns(episode), "info": np.array(json.dumps(dict(episode.info)))}
         if episode.final_obs is not None:
             arrays["final_obs"] = episode.final_obs
-        with disk_errors(self.path), atomic(path) as tmp, open(tmp, "wb") as f:
-            np.savez_compressed(f, allow_pickle=False, **arrays)
+        with disk_errors(self.path), atomic(path) as tmp:
+            with open(tmp, "wb") as f:
+                np.savez_compressed(f, allow_pickle=False, **arrays)
+            mark_zip(tmp)
         self._catalog = self._catalog.with_staged(path, len(episode), episode.final_obs is not None)
         if self._catalog.length[self._catalog.segment < 0].sum() >= SEGMENT_FRAMES:
             self.seal()
@@ -361,7 +367,7 @@ class Store:
             drawn = _draw_splits(count, self.card["seed"] or 0)
             try:
                 path.parent.mkdir(exist_ok=True)
-                write_json(path, {k: v.tolist() for k, v in drawn.items()}, replace=False)
+                write_json(path, {k: v.tolist() for k, v in drawn.items()}, replace=False, checksum=True)
             except FileExistsError:  # another process was faster
                 pass
             except OSError:  # a read-only store: the same draw comes out every time
