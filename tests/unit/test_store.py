@@ -198,7 +198,7 @@ def test_a_segment_is_the_same_to_every_reader(tmp_path, channels, lengths, fina
     for start in {0, 3 % writer.rows, writer.rows - 1}:
         for name, dtype in COLUMNS.items():
             out = np.empty(writer.rows - start, dtype)
-            reader.column(name, start, out)
+            reader.column(name, start, out, decoder)
             np.testing.assert_array_equal(out, want[name][start:], err_msg=name)
         out = np.empty_like(want["obs"][start:])
         reader.frames(start, out, decoder)

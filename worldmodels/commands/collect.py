@@ -1,11 +1,11 @@
 """Play a real game and keep the episodes in a store."""
 
 import signal
-from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from worldmodels.config import build, command, plain
+from worldmodels.data.disk import on_disk
 
 
 @command("collect")
@@ -20,7 +20,7 @@ def main(cfg: DictConfig) -> None:
         raise UserError("the game is missing; give it as game=..., e.g. game=pong (conf/game has them all)")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is finished stays
     source = plain(cfg.source)
-    card_of, path = source.pop("_card_"), Path(cfg.store).absolute()
+    card_of, path = source.pop("_card_"), on_disk(cfg.store).absolute()
     settings = {k: v for k, v in source.items() if k not in ("_target_", "processes")}
     card = build({**settings, "_target_": card_of, "seed": cfg.seed})
 

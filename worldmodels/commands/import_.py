@@ -2,11 +2,11 @@
 
 import signal
 from functools import partial
-from pathlib import Path
 
 from omegaconf import DictConfig
 
 from worldmodels.config import build, command, conf_dir, plain
+from worldmodels.data.disk import on_disk
 
 
 @command("import")
@@ -25,7 +25,7 @@ def main(cfg: DictConfig) -> None:
         raise UserError(f"{wrong}; give it as source=..., one of {', '.join(logs)}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is committed stays
     card_of, parts_of, reader = (source.pop(key) for key in ("_card_", "_parts_", "_target_"))
-    source["path"], store = cfg.path, Path(cfg.store).absolute()
+    source["path"], store = cfg.path, on_disk(cfg.store).absolute()
     card, parts = (build({**source, "_target_": target}) for target in (card_of, parts_of))
     unit, total = ("steps", cfg.limit) if cfg.limit else ("parts", len(parts))
 

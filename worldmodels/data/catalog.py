@@ -2,8 +2,9 @@
 
 import json
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -56,10 +57,7 @@ def look(staging: Path, segments: Path, seen: Catalog | None = None) -> Catalog:
     known = seen.sealed if seen and seen.sealed == sealed[: len(seen.sealed)] else ()
     parts = [np.array(seen[2:])[:, seen.segment >= 0] if seen and known else np.zeros((4, 0), np.int64)]
     for i, path in enumerate(sealed[len(known) :], len(known)):
-        table = read_attributes(path)
-        length, final = np.array(table["lengths"]), np.array(table["has_final"], bool)
-        row, final = length.cumsum() - length, np.where(final, final.cumsum() - 1, -1)
-        parts.append(np.stack([length, np.full_like(length, i), row, final]))
+        parts.append(places(read_attributes(path), i))
     catalog = Catalog(sealed, (), *np.concatenate(parts, 1))
     count = len(catalog.length)
     for path in staged:
@@ -73,6 +71,13 @@ def look(staging: Path, segments: Path, seen: Catalog | None = None) -> Catalog:
         except _DAMAGE as e:
             raise damaged(path, e) from e
     return catalog
+
+
+def places(table: Mapping[str, Any], segment: int) -> np.ndarray:
+    """The arrays of a catalog (4, E) for the episodes of one segment, given its number and attributes."""
+    length, final = np.array(table["lengths"], np.int64), np.array(table["has_final"], bool)
+    row, final = length.cumsum() - length, np.where(final, final.cumsum() - 1, -1)
+    return np.stack([length, np.full_like(length, segment), row, final])
 
 
 class StagedReader:
@@ -100,7 +105,7 @@ class StagedReader:
         """The last frame into `out` (1, H, W[, C])."""
         out[0] = self.episode.final_obs
 
-    def column(self, name: str, start: int, out: np.ndarray) -> None:
+    def column(self, name: str, start: int, out: np.ndarray, decoder: Decoder) -> None:
         """Rows `start` to `start + len(out)` of `action`, `reward` or `flags` into `out`."""
         out[:] = self._columns[name][start : start + len(out)]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from worldmodels.data.card import Card
+from worldmodels.data.disk import is_url
 from worldmodels.data.loading import Batches, Draw, Reader, Relabel, Windows
 from worldmodels.data.mixing import Mixture, open_stores
 from worldmodels.data.relabel import future_goals
@@ -84,6 +85,11 @@ class StoreDataModule(LightningDataModule):
         if type(replacement) is not bool:
             raise UserError(f"data.replacement={replacement} must be true or false")
         self.store: Any = open_stores(store, Transform(**self.transform))
+        if workers and is_url(self.store.path):
+            raise UserError(
+                f"data.workers={workers} cannot be had with {self.store.path}, as what reads a URL does not survive in "
+                "forked processes; give data.workers=0, or copy the store to a disk"
+            )
         self.batch_size, self.length, self.left_padding = batch_size, length, left_padding
         self.event_share, self.seed, self.prefetch, self.workers = event_share, seed, max(1, prefetch), workers
         self.replacement, self.weights, self.relabel = replacement, dict(weights or {}), relabel

@@ -62,8 +62,9 @@ def read_json(path: Path) -> Any:
         FileNotFoundError: there is none.
         UserError: it is damaged.
     """
+    data = path.read_bytes()
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(data)
     except ValueError as e:
         raise damaged(path, e) from e
     if isinstance(value, dict):
@@ -76,6 +77,22 @@ def write_json(path: Path, value: Mapping[str, Any], replace: bool = True, check
     text = json.dumps({KEY: BLANK, **value} if checksum else value, indent=2) + "\n"
     with atomic(path, replace) as tmp:
         tmp.write_bytes(marked_json(text.encode()) if checksum else text.encode())
+
+
+def is_url(path: object) -> bool:
+    """Whether a store's path is an address such as https://..., and not one on the disk."""
+    return "://" in str(path)
+
+
+def on_disk(path: object) -> Path:
+    """Where something is to be written.
+
+    Raises:
+        UserError: it is a URL.
+    """
+    if is_url(path):
+        raise UserError(f"{path} is a URL, and what lies behind one can only be read; give a folder on the disk")
+    return Path(str(path))
 
 
 def make_folder(path: Path) -> None:

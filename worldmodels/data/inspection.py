@@ -11,8 +11,8 @@ import numpy as np
 
 from worldmodels.data import side
 from worldmodels.data.catalog import StagedReader
-from worldmodels.data.disk import read_json
-from worldmodels.data.segments import COLUMNS, LIFE_LOSS, TABLE, columns, describe, plain_file, read_attributes
+from worldmodels.data.disk import is_url, read_json
+from worldmodels.data.segments import COLUMNS, LIFE_LOSS, TABLE, columns, describe, read_attributes, read_column
 from worldmodels.data.store import Store
 from worldmodels.data.verify import files_below, size_of
 from worldmodels.types import ACTIONS
@@ -32,31 +32,34 @@ def inspect(store: Store, progress: Callable[[int, int], None] = lambda done, to
         `actions` by name, `rewards` by value (to two digits where `rewards_rounded`), `life_losses`, `ends`,
         `final_frames`, `splits` (None where they are not drawn yet), sums of what was `stripped` and `repaired`,
         `behaviours`, `bytes` on disk and `bytes_per_frame` with `raw_bytes_per_frame` beside it, `segments`, `staged`,
-        and the `side` columns with their versions.
+        and the `side` columns with their versions. Of a store behind a URL, where no folder is listed, the bytes are
+        those of its segments, and nothing staged and no side column is seen.
     """
-    tally = _Tally()
+    tally, remote, size = _Tally(), is_url(store.path), 0
     # staging first: what is sealed meanwhile is then found in a segment
     waiting = {}
-    for path in (store.path / "staging" / store.card["source"]).glob("*.npz"):
+    for path in () if remote else (store.path / "staging" / store.card["source"]).glob("*.npz"):
         with suppress(FileNotFoundError):
             episode = StagedReader(path).episode
             waiting[path.stem] = describe(path.stem, episode), columns(episode)
-    segments = sorted(store.segments.glob("*.zarr"))
+    segments = store.segments_now()
     for k, path in enumerate(segments):
         table = read_attributes(path)
         for entry in zip(*(table[column] for column in TABLE.values()), strict=True):
             tally.add_episode(dict(zip(TABLE, entry, strict=True)))
-        tally.add_rows({name: np.fromfile(plain_file(path, name), dtype) for name, dtype in COLUMNS.items()})
+        tally.add_rows({name: read_column(path, name, sum(table["lengths"])) for name in COLUMNS})
+        size += sum(entry[0] for entry in table.get("files", {}).values())
         for name in table["ids"]:
             waiting.pop(name, None)
         progress(k + 1, len(segments))
     for entry, rows in waiting.values():
         tally.add_episode(entry)
         tally.add_rows(rows)
-    size = sum(map(size_of, files_below(store.path)))
+    if not remote:
+        size = sum(map(size_of, files_below(store.path)))
     obs = store.card["obs"]
     return {
-        "store": str(store.path.absolute()),
+        "store": str(store.path if remote else store.path.absolute()),
         "uuid": store.uuid,
         "card": store.card,
         **tally.figures(store.card["action_set"]),
@@ -66,7 +69,7 @@ def inspect(store: Store, progress: Callable[[int, int], None] = lambda done, to
         "raw_bytes_per_frame": obs["height"] * obs["width"] * obs["channels"],
         "segments": len(segments),
         "staged": len(waiting),
-        "side": _side(store.path / "side"),
+        "side": {} if remote else _side(store.path / "side"),
     }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from worldmodels.data.mixing import Mixture
-from worldmodels.data.segments import COLUMNS, TERMINATED, plain_file, read_attributes
+from worldmodels.data.segments import TERMINATED, read_attributes, read_column
 from worldmodels.data.store import Store
 
 
@@ -34,7 +34,7 @@ def episode_returns(store: Store | Mixture) -> np.ndarray:
     """Sum of the rewards of each episode, (E,) float64."""
     returns: list[float] = []
     for member, first, offsets in _members(store):
-        for path in sorted(member.segments.glob("*.zarr")):
+        for path in member.segments_now():
             returns += read_attributes(path)["returns"]
         del returns[first + len(offsets) - 1 :]  # those added since we looked
         returns += [member.episode_info(i)["return"] for i in range(len(returns) - first, len(offsets) - 1)]
@@ -53,8 +53,9 @@ def _members(store: Store | Mixture) -> Iterator[tuple[Store, int, np.ndarray]]:
 def _event_rows(store: Store, offsets: np.ndarray) -> Iterator[np.ndarray]:
     """Row numbers of events, segment by segment, then of the staged episodes, which were in no segment."""
     done = 0
-    for path in sorted(store.segments.glob("*.zarr")):
-        reward, flags = (np.fromfile(plain_file(path, name), COLUMNS[name]) for name in ("reward", "flags"))
+    for path in store.segments_now():
+        count = sum(read_attributes(path)["lengths"])
+        reward, flags = (read_column(path, name, count) for name in ("reward", "flags"))
         rows = np.flatnonzero((reward != 0) | (flags & TERMINATED > 0)) + done
         done += len(reward)
         yield rows[rows < offsets[-1]]  # without those added since we looked

@@ -191,6 +191,22 @@ def plain_file(group: Path, name: str, ndim: int = 1) -> Path:
     return group.joinpath(name, "c", *["0"] * ndim)
 
 
+def read_column(group: Path, name: str, rows: int) -> np.ndarray:
+    """All rows of `action`, `reward` or `flags` of a segment that has so many, (N,).
+
+    Raises:
+        UserError: the segment is damaged.
+    """
+    path, dtype = plain_file(group, name), np.dtype(COLUMNS[name])
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as e:
+        raise damaged(path, "it is missing") from e
+    if len(data) != rows * dtype.itemsize:
+        raise damaged(path, f"it is of {len(data)} bytes, not {rows * dtype.itemsize}")
+    return np.frombuffer(data, dtype)
+
+
 def read_attributes(path: Path) -> dict[str, Any]:
     """The episode table of a segment.
 
@@ -223,7 +239,7 @@ class SegmentReader:
         """Last frame number `number` into `out` (1, H, W[, C])."""
         self._final_obs.read(number, out, decoder)
 
-    def column(self, name: str, start: int, out: np.ndarray) -> None:
+    def column(self, name: str, start: int, out: np.ndarray, decoder: "Decoder") -> None:
         """Rows `start` to `start + len(out)` of `action`, `reward` or `flags` into `out`, of the column's own type.
 
         Raises:
@@ -297,6 +313,9 @@ class Decoder:
     def __init__(self) -> None:
         self._zstd = ZstdDecompressor()
         self._chunks: dict[tuple[int, ...], np.ndarray] = {}
+
+    def finish(self) -> None:
+        """Called when all is asked for; there is nothing left to do here."""
 
     def decode(self, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
         """A chunk of `shape`, uint8, until the next call.

@@ -73,7 +73,7 @@ def read(folder: Path, version: str | None, source: str, segments: Sequence[Path
         part = np.ma.masked_all((n, *manifest["shape"]), manifest["dtype"])
         if segment.name in manifest["segments"]:
             file = plain_file(group, "values", part.ndim)
-            covered = np.fromfile(plain_file(group, "covered"), np.uint8).astype(bool)
-            part[covered] = np.fromfile(file, manifest["dtype"]).reshape(part.shape)[covered]
+            covered = np.frombuffer(plain_file(group, "covered").read_bytes(), np.uint8).astype(bool)
+            part[covered] = np.frombuffer(file.read_bytes(), manifest["dtype"]).reshape(part.shape)[covered]
         parts.append(part)
     return np.ma.concatenate(parts)

@@ -35,8 +35,10 @@ from worldmodels.data.disk import (
     atomic,
     damaged,
     disk_errors,
+    is_url,
     lock,
     make_folder,
+    on_disk,
     read_json,
     remove,
     sync_entry,
@@ -50,8 +52,8 @@ from worldmodels.data.segments import (
     SegmentWriter,
     columns,
     describe,
-    plain_file,
     read_attributes,
+    read_column,
 )
 from worldmodels.types import Episode, Segment, UserError
 
@@ -63,9 +65,9 @@ _FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # that a process may ope
 
 
 @lru_cache(128 if _FILES < 0 else min(128, _FILES // 10))
-def _reader(store: object, path: Path) -> SegmentReader:
+def _reader(store: object, kind: type[Any], path: Path) -> Any:
     """An open segment (five files, and 64 kB for its index), kept open among the latest ones of all stores together."""
-    return SegmentReader(path)
+    return kind(path)
 
 
 class Store:
@@ -74,12 +76,15 @@ class Store:
     Used as a context manager it seals what is staged when the block ends without an error, and releases its lock.
     """
 
-    def __init__(self, path: str | Path, write: bool) -> None:
-        self.path = Path(path)
+    _segment_reader, _decoder = SegmentReader, Decoder  # those of a store behind a URL are in remote.py
+
+    def __init__(self, path: Path, write: bool) -> None:
+        self.path = path
         self._lock = None
         with disk_errors(self.path):
-            self.uuid: str = _header(self.path)["uuid"]
-            self.card: Card = _card(self.path)
+            header = _header(self.path)
+            self.uuid: str = header["uuid"]
+            self.card: Card = self._read_card(header)
             obs, source = self.card["obs"], self.card["source"]
             self._frame = (obs["height"], obs["width"]) + ((3,) if obs["channels"] == 3 else ())
             self._staging, self.segments = self.path / "staging" / source, self.path / "segments" / source
@@ -93,7 +98,7 @@ class Store:
                     folder.mkdir(parents=True, exist_ok=True)
                     sync_entry(folder.parent)
                 sync_entry(self.path)
-            self._catalog: Catalog = look(self._staging, self.segments)
+            self._catalog: Catalog = self._look()
             if write:
                 self._recover()
 
@@ -105,7 +110,7 @@ class Store:
             UserError: the store's card disagrees with `card`, the folder holds something else, another process is
                 writing, or the disk refuses.
         """
-        card, root = validate_card(card), Path(path)
+        card, root = validate_card(card), on_disk(path)
         with disk_errors(root):
             make_folder(root)
             if not (root / "store.json").exists():
@@ -114,7 +119,8 @@ class Store:
                         f"{root} is not a store and holds other things ({foreign[0]}); give an empty folder"
                     )
                 header = {"format": FORMAT, "version": VERSION, "min_reader": MIN_READER, "uuid": uuid.uuid4().hex}
-                write_json(root / "store.json", header, checksum=True)
+                # over HTTP no folder is listed
+                write_json(root / "store.json", header | {"source": card["source"]}, checksum=True)
             _header(root)
             (root / "sources").mkdir(exist_ok=True)
             if not any((root / "sources").glob("*.json")):
@@ -129,12 +135,16 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path, write: bool = False) -> "Store":
-        """Open the store at `path`, for reading unless `write` is set.
+        """Open the store at `path`, a folder or a URL (remote.py), for reading unless `write` is set.
 
         Raises:
-            UserError: there is no store, it is of a newer version, it is empty (when reading), or it cannot be written.
+            UserError: there is no store, it is of a newer version, it is empty (when reading), or it is out of reach.
         """
-        store = cls(path, write)
+        if is_url(path) and not write:
+            from worldmodels.data.remote import RemoteStore
+
+            return RemoteStore(str(path))
+        store = cls(on_disk(path), write)
         if not write and not len(store.lengths):
             raise UserError(f"the store {path} holds no episodes; {_FILL}")
         return store
@@ -209,6 +219,9 @@ class Store:
             self.refresh()
             sync_entry(self.segments)
 
+    def _read_card(self, header: Mapping[str, Any]) -> Card:
+        return _card(self.path)
+
     def _must_write(self) -> None:
         if not self._lock:
             raise ValueError("this store was opened for reading; use Store.create or Store.open(path, write=True)")
@@ -226,7 +239,10 @@ class Store:
 
     def refresh(self) -> None:
         """Look again at what the store holds; episodes that were there keep their numbers."""
-        self._catalog = look(self._staging, self.segments, self._catalog)
+        self._catalog = self._look(self._catalog)
+
+    def _look(self, seen: Catalog | None = None) -> Catalog:
+        return look(self._staging, self.segments, seen)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -238,6 +254,10 @@ class Store:
         """The segments, in order."""
         return self._catalog.sealed
 
+    def segments_now(self) -> list[Path]:
+        """The segments that are there by now, in order; it may be more than were there when we looked."""
+        return sorted(self.segments.glob("*.zarr"))
+
     @property
     def offsets(self) -> np.ndarray:
         """First row of each episode among all rows, and last the number of rows, (E+1,) int64."""
@@ -247,7 +267,8 @@ class Store:
         """All rows of `action` (uint8), `reward` (float32) or `flags` (uint8, bits as in segments.py), (N,)."""
 
         def read(catalog: Catalog) -> np.ndarray:
-            parts = [np.fromfile(plain_file(p, name), COLUMNS[name]) for p in catalog.sealed]
+            rows = [int(catalog.length[catalog.segment == k].sum()) for k in range(len(catalog.sealed))]
+            parts = [read_column(p, name, n) for p, n in zip(catalog.sealed, rows, strict=True)]
             parts += [columns(self._staged(p).episode)[name] for p in catalog.staged]
             return np.concatenate([np.empty(0, COLUMNS[name]), *parts])
 
@@ -270,16 +291,17 @@ class Store:
 
         def read(catalog: Catalog) -> Episode:
             n = int(catalog.length[i])
-            obs, decoder = np.empty((n, *self._frame), np.uint8), Decoder()
+            obs, decoder = np.empty((n, *self._frame), np.uint8), self._decoder()
             column = {name: np.empty(n, dtype) for name, dtype in COLUMNS.items()}
             final = int(catalog.final[i])
             reader, row = self._at(catalog, int(catalog.segment[i]), int(catalog.row[i]))
             reader.frames(row, obs, decoder)
             for name, out in column.items():
-                reader.column(name, row, out)
+                reader.column(name, row, out, decoder)
             last = np.empty((1, *self._frame), np.uint8)
             if final >= 0:
                 reader.final(final, last, decoder)
+            decoder.finish()
             info = self.episode_info(i)["info"]
             flags = split_flags(column["flags"])
             return Episode(obs, column["action"], column["reward"], *flags, last[0] if final >= 0 else None, info)
@@ -323,7 +345,7 @@ class Store:
         frames = obs.transpose(0, 1, 3, 4, 2) if rgb else obs[:, :, 0]
         column = {name: np.zeros((b, length), dtype) for name, dtype in COLUMNS.items()}
         mask, next_mask = np.zeros((2, b, length), bool)
-        decoder = Decoder()
+        decoder = self._decoder()
         places = zip(starts[:, 1].tolist(), *(values[episodes].tolist() for values in catalog[2:]), strict=True)
         for k, (start, end, segment, row, final) in enumerate(places):
             lo, hi = max(start, 0), min(start + length + 1, end)  # frames that are stored as rows
@@ -335,23 +357,24 @@ class Store:
             reader, row = self._at(catalog, segment, row)
             reader.frames(row + lo, frames[k, a:z], decoder)
             for name, values in column.items():
-                reader.column(name, row + lo, values[k, a:n])
+                reader.column(name, row + lo, values[k, a:n], decoder)
             mask[k, a:n], next_mask[k, a : z - 1] = True, True
             if a or z <= length:
                 frames[k, :a], frames[k, z:] = 0, 0
             if hi == end and z <= length and final >= 0:
                 reader.final(final, frames[k, z : z + 1], decoder)
                 next_mask[k, z - 1] = True
+        decoder.finish()
         fields = (column["action"].astype(np.int64), column["reward"], *split_flags(column["flags"]), mask, next_mask)
         action, reward, terminated, truncated, life_loss, mask, next_mask = map(torch.from_numpy, fields)
         segment = (torch.from_numpy(obs), action, reward, terminated, truncated, mask, next_mask)
         return Segment(*segment, side={"life_loss": life_loss})
 
-    def _at(self, catalog: Catalog, segment: int, row: int) -> tuple[SegmentReader | StagedReader, int]:
+    def _at(self, catalog: Catalog, segment: int, row: int) -> tuple[Any, int]:
         """What reads the episode that the catalog has there, and its first row for that reader."""
         if segment < 0:
             return self._staged(catalog.staged[row]), 0
-        return _reader(self._opened, catalog.sealed[segment]), row
+        return _reader(self._opened, self._segment_reader, catalog.sealed[segment]), row
 
     # Splits and side columns
 

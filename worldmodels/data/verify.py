@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from worldmodels.data.checksums import json_matches, measure, zip_matches
+from worldmodels.data.disk import is_url
 from worldmodels.data.segments import plain_file
 from worldmodels.data.store import FORMAT, VERSION
 from worldmodels.types import UserError
@@ -44,6 +45,8 @@ def verify(path: str | Path, progress: Callable[[int, int], None] = lambda done,
     Raises:
         UserError: there is no store, or it is of a newer version.
     """
+    if is_url(path):
+        raise UserError(f"{path} is a URL, and only a store on a disk can be verified; give its folder as store=...")
     root = Path(path)
     if not root.is_dir():
         raise UserError(f"there is no store at {root}; give the folder of one as store=...")
