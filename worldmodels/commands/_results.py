@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from worldmodels.config import load_learner, plain
+from worldmodels.config import load_learner, plain, read_checkpoint
 from worldmodels.data.disk import make_folder, write_json
 
 
@@ -36,18 +36,33 @@ def write_metrics(out: Path, figures: Mapping[str, Any]) -> None:
     print(out)
 
 
+def open_data(cfg: DictConfig) -> Any:
+    """The store or stores of `cfg.store`; what `cfg.data.transform` leaves open is as the checkpoint was trained.
+
+    Raises:
+        UserError: the checkpoint cannot be read, there is no store, or stores do not fit together.
+    """
+    from worldmodels.data.mixing import open_stores
+    from worldmodels.data.transforms import Transform
+
+    trained = read_checkpoint(cfg.checkpoint).get("StoreDataModule", {}).get("transform", {})
+    for name in ("size", "colour"):
+        if cfg.data.transform[name] is None:
+            cfg.data.transform[name] = trained.get(name)
+    return open_stores(plain(cfg.store), Transform(**plain(cfg.data.transform)))
+
+
 def prepare(cfg: DictConfig, out: Path) -> tuple[Any, dict[str, Any], Any, str] | None:
     """Store, settings, world model and its device, once data and model are known to agree; None where `out` is done.
 
     Raises:
         UserError: the checkpoint cannot be read, the store does not fit it, or the device is absent.
     """
-    from worldmodels.data.card import check_compatible
-    from worldmodels.data.store import Store
+    from worldmodels.data.mixing import check_fits
     from worldmodels.hardware import accelerator, tune_allocator
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    store = Store.open(cfg.store)
+    store = open_data(cfg)
     settings = settings_of(cfg, store)
     if finished(out, settings):
         return None
@@ -56,5 +71,5 @@ def prepare(cfg: DictConfig, out: Path) -> tuple[Any, dict[str, Any], Any, str] 
         tune_allocator()
     learner = load_learner(cfg.checkpoint)
     if card := learner.hparams["card"]:
-        check_compatible(store.card, card, f"the checkpoint {cfg.checkpoint}")
+        check_fits(store.card, card, f"the checkpoint {cfg.checkpoint}")
     return store, settings, learner.model.to(device), device

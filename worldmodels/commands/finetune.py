@@ -6,29 +6,30 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from worldmodels.commands._results import settings_of, write_metrics
+from worldmodels.commands._results import open_data, settings_of, write_metrics
 from worldmodels.config import command, load_learner, plain
 
 RUNS = {"finetuned": "finetune", "scratch": "scratch"}
 """Folder of each run to the beginning of its figures' names."""
+_JUDGED = ("psnr_db", "psnr_changed_db", "psnr_static_db", "psnr_changed_static_db")
 
 
 @command("finetune")
 def main(cfg: DictConfig) -> None:
     """Train twice with the same settings, steps and data; compare on the test split; draw both curves."""
     began, out = time.monotonic(), Path(cfg.out).absolute()
-    from worldmodels.data.card import check_compatible
     from worldmodels.data.disk import read_json
-    from worldmodels.data.store import Store
+    from worldmodels.data.mixing import Mixture, check_fits
+    from worldmodels.evaluation.quality import mean_figures
     from worldmodels.evaluation.report import best_static
     from worldmodels.learners.fit import fit
 
-    store, learner = Store.open(cfg.store), load_learner(cfg.checkpoint)
-    check_compatible(store.card, learner.hparams["card"], f"the checkpoint {cfg.checkpoint}", same_game=False)
+    store, learner = open_data(cfg), load_learner(cfg.checkpoint)
+    check_fits(store.card, learner.hparams["card"], f"the checkpoint {cfg.checkpoint}", same_game=False)
     settings, model = settings_of(cfg, store), dict(learner.hparams["model"])
     runs: dict[str, Any] = {}
     for name in RUNS if cfg.scratch else ["finetuned"]:
-        print(f"{name} on {store.card['game']}:")
+        print(f"{name} on {' and '.join(store.card.get('games', [store.card['game']]))}:")
         weights = learner.model.state_dict() if name == "finetuned" else None
         its_own = plain(OmegaConf.merge(cfg, {"out": str(out / name)}))  # its paths are relative to `out`
         runs[name] = fit({**settings, **its_own, "model": model}, out / name, weights)
@@ -39,11 +40,19 @@ def main(cfg: DictConfig) -> None:
         print(out)
         return
     figures: dict[str, Any] = {"horizons": list(cfg.horizons)}
+    several = isinstance(store, Mixture) and len(store.stores) > 1
+    parts = store.parts() if several else {"": store}
+    by_store: dict[str, dict[str, Any]] = {path: {} for path in parts}
     for name in runs:
-        judged = _judge(out / name / "best.ckpt", store, cfg)
-        # the model's own figures under its name; those of the static baselines are the same for both
-        figures |= {k if "static" in k else f"{RUNS[name]}_{k}": v for k, v in judged.items()}
-        print(f"{name}: test PSNR on changed pixels at {cfg.horizons}: {judged['psnr_changed_db']} dB")
+        judged = {path: _judge(out / name / "best.ckpt", part, cfg) for path, part in parts.items()}
+        for path, part in judged.items():
+            by_store[path] |= _named(name, part)
+            where = f" on {path}" if several else ""
+            print(f"{name}{where}: test PSNR on changed pixels at {cfg.horizons}: {part['psnr_changed_db']} dB")
+        mean = mean_figures(list(judged.values()))
+        figures |= _named(name, {k: mean[k] for k in _JUDGED})
+    if several:
+        figures["stores"] = by_store
     print(f"best static blend: {best_static(figures['psnr_changed_static_db'])} dB")
     _draw(out, list(runs))
     # training is counted by the runs themselves, whatever came between; the rest is what this command did now
@@ -57,8 +66,12 @@ def _judge(checkpoint: Path, store: Any, cfg: DictConfig) -> dict[str, Any]:
 
     device = accelerator(cfg.trainer.accelerator)
     options = {"windows": cfg.windows, "horizons": list(cfg.horizons), "burn_in": cfg.burn_in, "device": device}
-    figures = rollout_quality(load_learner(checkpoint).model.to(device), store, reward_rows=0, **options)
-    return {k: figures[k] for k in ("psnr_db", "psnr_changed_db", "psnr_static_db", "psnr_changed_static_db")}
+    return rollout_quality(load_learner(checkpoint).model.to(device), store, reward_rows=0, **options)
+
+
+def _named(run: str, figures: dict[str, Any]) -> dict[str, Any]:
+    """The model's own figures under its name; those of the static baselines are the same for both."""
+    return {k if "static" in k else f"{RUNS[run]}_{k}": figures[k] for k in _JUDGED}
 
 
 def _draw(out: Path, names: list[str]) -> None:

@@ -19,11 +19,14 @@ def main(cfg: DictConfig) -> None:
     from worldmodels.evaluation.dreams import dream, write_files, write_store
     from worldmodels.evaluation.quality import window_starts
     from worldmodels.imagination import LoggedActions, RandomPolicy
+    from worldmodels.types import UserError
 
     began, out = time.monotonic(), Path(cfg.out).absolute()
     if (prepared := prepare(cfg, out)) is None:
         return
     store, settings, model, device = prepared
+    if len(games := store.card.get("games", ())) > 1:
+        raise UserError(f"dreams are of one game, but the stores are of {' and '.join(games)}; give those of one game")
     starts = window_starts(store, cfg.split, cfg.burn_in + cfg.horizon, cfg.rollouts)
     windows = store.read(starts, cfg.burn_in + cfg.horizon)
     make_folder(out)

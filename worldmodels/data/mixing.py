@@ -15,8 +15,8 @@ from worldmodels.types import Segment, UserError
 
 _FIELDS = [f.name for f in fields(Segment) if f.name != "side"]
 _MENDS = (  # fields that a setting brings together, and the setting
-    (("height", "width"), "give data.transform.size=PIXELS, to which the frames of all stores are then resized"),
-    (("channels", "colour"), "give data.transform.colour=gray, to which the frames of all stores are then converted"),
+    (("height", "width"), "give data.transform.size=PIXELS, to which all frames are then resized"),
+    (("channels", "colour"), "give data.transform.colour=gray, or rgb, to which all frames are then converted"),
 )
 
 
@@ -47,14 +47,15 @@ class Mixture:
     """
 
     def __init__(self, paths: Sequence[str | Path], transform: Transform) -> None:
-        self.path = ", ".join(map(str, paths))
+        self.path, self._paths = ", ".join(map(str, paths)), list(paths)
         self.stores, self._transform = [Store.open(path) for path in paths], transform
         uuids = [store.uuid for store in self.stores]
         if not uuids or len(set(uuids)) < len(uuids):
             raise UserError(f"store=[{self.path}] must name at least one store, and none of them twice")
         cards = [transform.card(store.card) for store in self.stores]
         for path, card in zip(paths[1:], cards[1:], strict=True):
-            _check_mixable(card, cards[0], f"{paths[0]}, which {path} is to be mixed with,")
+            what, mend = f"{paths[0]}, which {path} is to be mixed with,", "no setting brings the two together"
+            check_fits(card, cards[0], what, same_game=False, mend=f"{mend}; train on one")
         games = list(dict.fromkeys(card["game"] for card in cards))
         actions = sorted({action for card in cards for action in card["action_set"]})
         self.uuid = "+".join(uuids)
@@ -67,6 +68,10 @@ class Mixture:
         """Number of transitions of each episode, (E,) int64."""
         self.games = np.repeat([games.index(card["game"]) for card in cards], counts)
         """Place of each episode's game in the card's `games`, (E,) int64."""
+
+    def parts(self) -> "dict[str, Mixture]":
+        """Each store by itself, by its path, transformed as here."""
+        return {str(path): Mixture([path], self._transform) for path in self._paths}
 
     @property
     def offsets(self) -> np.ndarray:
@@ -125,9 +130,14 @@ def _place(part: Segment, rows: np.ndarray, count: int, columns: dict[str, np.nd
         columns[name][rows] = values
 
 
-def _check_mixable(data: Card, other: Card, what: str) -> None:
-    """Refuse to mix two cards, with the setting that mends it where there is one."""
-    for names, mend in _MENDS:
+def check_fits(data: Card, other: Card, what: str, same_game: bool = True, mend: str | None = None) -> None:
+    """As `check_compatible`, and for each of several games; tells of the setting that mends it where there is one.
+
+    Raises:
+        UserError: data of a meaning or a game that `other` does not have.
+    """
+    for names, setting in _MENDS:
         obs = other["obs"] | {name: data["obs"][name] for name in names}
-        check_compatible({**other, "obs": obs}, other, what, mend=mend)
-    check_compatible(data, other, what, same_game=False, mend="no setting brings the two together; train on one")
+        check_compatible({**other, "obs": obs}, other, what, mend=setting)
+    for game in data.get("games", [data["game"]]):
+        check_compatible({**data, "game": game}, other, what, same_game, mend)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from worldmodels.data.card import Card, card_digest
 from worldmodels.data.disk import atomic, disk_errors, remove
+from worldmodels.data.mixing import Mixture
 from worldmodels.data.store import Store
 from worldmodels.evaluation.pictures import difference, montage, strip, write_gif, write_mp4
 from worldmodels.evaluation.quality import track
@@ -87,7 +88,11 @@ def write_files(
 
 
 def write_store(
-    path: Path, dreams: Mapping[str, Mapping[str, Tensor]], real: Store, starts: np.ndarray, checkpoint_sha256: str
+    path: Path,
+    dreams: Mapping[str, Mapping[str, Tensor]],
+    real: Store | Mixture,
+    starts: np.ndarray,
+    checkpoint_sha256: str,
 ) -> None:
     """Write dreams as a store to train on, one episode a rollout up to its imagined end.
 
@@ -97,7 +102,7 @@ def write_store(
     Args:
         path: a new folder, or one that an earlier call wrote (which is replaced).
         dreams: name of the policy to what `dream` returned.
-        real: where the dreams started.
+        real: where the dreams started, play of one game.
         starts: (N, 2) episode and first step of each window.
         checkpoint_sha256: of the model.
 
@@ -114,7 +119,7 @@ def write_store(
         remove(path)
 
 
-def _card(dreams: Mapping[str, Mapping[str, Tensor]], real: Store, checkpoint_sha256: str) -> Card:
+def _card(dreams: Mapping[str, Mapping[str, Tensor]], real: Store | Mixture, checkpoint_sha256: str) -> Card:
     drawn = max(float(d["reward"].abs().max()) for d in dreams.values())
     policy = {
         "type": "imagined",

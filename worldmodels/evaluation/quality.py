@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldmodels.data.mixing import Mixture
 from worldmodels.data.sampling import even_windows
 from worldmodels.data.store import Store
 from worldmodels.evaluation.objects import find_objects
@@ -52,7 +53,7 @@ def _plain(values: Tensor) -> list[Any]:
     return [_plain(v) if v.ndim else None if v.isnan() else round(float(v), 4) for v in values]
 
 
-def window_starts(store: Store, split: str, length: int, windows: int) -> np.ndarray:
+def window_starts(store: Store | Mixture, split: str, length: int, windows: int) -> np.ndarray:
     """At most `windows` evenly spaced (episode, first step) of windows of `length` transitions that hold no padding.
 
     Raises:
@@ -70,7 +71,7 @@ def window_starts(store: Store, split: str, length: int, windows: int) -> np.nda
     return even_windows(store, episodes, windows, length + 1)
 
 
-def median_frame(store: Store, split: str = "train", frames: int = 2000) -> Tensor:
+def median_frame(store: Store | Mixture, split: str = "train", frames: int = 2000) -> Tensor:
     """Per-pixel median (C, H, W) float32 of at most `frames` evenly spaced frames of a split."""
     starts = window_starts(store, split, 1, frames)
     return torch.from_numpy(np.median(store.read(starts, 1).obs[:, 0].numpy(), axis=0).astype(np.float32))
@@ -87,7 +88,7 @@ def open_loop(
 
 def rollout_quality(
     model: WorldModel,
-    store: Store,
+    store: Store | Mixture,
     split: str = "test",
     windows: int = 128,
     horizons: Sequence[int] = HORIZONS,
@@ -102,7 +103,7 @@ def rollout_quality(
 
     Args:
         model: on `device`, in evaluation mode.
-        store: real play.
+        store: real play of one game.
         split: "train", "validation" or "test".
         windows: number of rollouts, evenly spaced.
         horizons: steps after the last real frame.
@@ -189,7 +190,7 @@ def _hit_figures(places: list[list[dict[str, Tensor]]], steps: int, horizons: Se
 
 def reward_quality(
     model: WorldModel,
-    store: Store,
+    store: Store | Mixture,
     split: str = "test",
     zero_rows: int = 2000,
     burn_in: int = 8,
@@ -244,8 +245,35 @@ def reward_quality(
     }
 
 
+def mean_figures(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over several stores of what `rollout_quality` gave for each, and the sums of rollouts and episodes.
+
+    Each store counts alike; a figure that some lack (an object that a game does not have) is left out, and a number
+    that some lack (no reward occurred) is the mean over the others.
+    """
+    means = {
+        name: _mean([part[name] for part in parts])
+        for name in parts[0]
+        if all(name in part for part in parts) and (name.endswith(_MEANT) or name == "reward_macro_f1")
+    }
+    sums = {name: sum(part[name] for part in parts) for name in ("windows", "episodes")}
+    return {name: parts[0][name] for name in ("split", "horizons", "burn_in")} | sums | means
+
+
+_MEANT = ("psnr_db", "psnr_changed_db", "_static_db", "gain_db", "gain_changed_db", "_hit_rate", "_hit_rate_copy_last")
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], dict):
+        return {name: _mean([value[name] for value in values]) for name in values[0]}
+    if isinstance(values[0], list):
+        return [_mean(column) for column in zip(*values, strict=True)]
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known), 4) if known else None
+
+
 def summary(figures: dict[str, Any]) -> list[str]:
-    """The figures of `rollout_quality` as lines of a table for people."""
+    """The figures of `rollout_quality` or `mean_figures` as lines of a table for people."""
     horizons = figures["horizons"]
     lines = [
         f"{figures['windows']} rollouts from {figures['episodes']} episodes of the {figures['split']} split",
@@ -261,9 +289,9 @@ def summary(figures: dict[str, Any]) -> list[str]:
     for name, values in rows.items():
         lines.append(f"{name:<44}" + "".join("    none" if v is None else f"{v:>8.2f}" for v in values))
     if "reward_macro_f1" in figures:
-        by_class = ", ".join(f"{k}: {c['f1']:.2f} of {c['events']}" for k, c in figures["reward_by_class"].items())
+        by_class = [f"{k}: {c['f1']:.2f} of {c['events']}" for k, c in figures.get("reward_by_class", {}).items()]
         score = "none" if figures["reward_macro_f1"] is None else f"{figures['reward_macro_f1']:.2f}"
-        lines.append(f"reward F1 one step ahead: {score} ({by_class})")
+        lines.append(f"reward F1 one step ahead: {score}" + (f" ({', '.join(by_class)})" if by_class else ""))
     return lines
 
 
