@@ -56,6 +56,25 @@ def test_paper_size_has_the_published_behaviour():
     assert model.sampler == {"steps": 3, "sigma_min": 2e-3, "sigma_max": 5.0, "rho": 7.0, "order": 1, "start": "unit"}
 
 
+@torch.no_grad()
+def test_paper_size_computes_what_diamonds_code_computes():
+    """Its outputs (commit 5bcd159) for weights and inputs that are plain functions; benchmarks.reference has more."""
+    model = build(settings("paper", num_actions=4))
+    for value in model.state_dict().values():
+        wave = torch.arange(value.numel(), dtype=torch.float64).sin().view(value.shape)
+        value.copy_(wave * (value[0].numel() ** -0.5 if value.ndim > 1 else 0.1))
+    frames = torch.linspace(-1, 1, 5 * 3 * 64 * 64).view(1, 5, 3, 64, 64)
+    action, sigma, noisy = torch.tensor([[0, 1, 2, 3]]), torch.tensor([0.5]), frames[:, 4]
+    denoised, c_out = model.denoiser.predict(noisy, sigma, frames[:, :4], action, torch.zeros_like(noisy))
+    output = (denoised - preconditioners(sigma, 0.5, 0.3).c_skip * noisy) / c_out
+    expected = torch.tensor([-0.0006347, 0.1017064, 0.0752773])
+    torch.testing.assert_close(output[0, :, 10, 20], expected, atol=1e-5, rtol=0)
+    reward, end, _ = model.reward_model(frames[:, :-1], frames[:, 1:], action)
+    expected = torch.tensor([0.5755517, -0.5733738, 0.5675647])
+    torch.testing.assert_close(reward[0, -1], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(end[0, -1], torch.tensor([-0.5581613, 0.5452228]), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("size", ["tiny", "micro"])
 def test_conformance(size):
     def make():

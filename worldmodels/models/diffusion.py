@@ -58,6 +58,7 @@ class DenoiserNetwork(nn.Module):
         attention: whether each level attends (the middle always does).
         patch: side of the pixel patches that are folded into channels before the first convolution (1: none).
         hints: further frames that come with the context.
+        normed_skip: as in `nn.unet.SelfAttention` (DIAMOND: true).
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class DenoiserNetwork(nn.Module):
         attention: list[bool],
         patch: int = 1,
         hints: int = 0,
+        normed_skip: bool = False,
     ) -> None:
         super().__init__()
         self.patch = patch
@@ -80,7 +82,7 @@ class DenoiserNetwork(nn.Module):
             nn.Linear(cond_channels, cond_channels), nn.SiLU(), nn.Linear(cond_channels, cond_channels)
         )
         self.conv_in = conv3x3((context + hints + 1) * image_channels * patch**2, channels[0])
-        self.unet = UNet(channels, depths, cond_channels, attention)
+        self.unet = UNet(channels, depths, cond_channels, attention, normed_skip)
         self.norm_out = nn.GroupNorm(groups(channels[0]), channels[0])
         self.conv_out = conv3x3(channels[0], image_channels * patch**2)
         nn.init.zeros_(self.conv_out.weight)
@@ -231,6 +233,7 @@ class RewardModel(nn.Module):
             the place of every patch, which a small budget needs to tell a ball behind the paddle from one before it.
         projection: width of a layer between encoder and LSTM, whose output the action embedding joins (DIAMOND: none).
         patch: as in `DenoiserNetwork`.
+        normed_skip: as in `nn.unet.SelfAttention` (DIAMOND: true).
         difference_std: where given, the second frame enters as its difference from the first, divided by this, so
             that a score that changes or a ball that vanishes stands out of the scene (DIAMOND: the frame itself).
         frame_scale: with `difference_std`, what the first frame is multiplied by. A scene that never changes acts as
@@ -251,6 +254,7 @@ class RewardModel(nn.Module):
         middle: int = 2,
         projection: int = 0,
         patch: int = 1,
+        normed_skip: bool = False,
         difference_std: float | None = None,
         frame_scale: float = 1.0,
     ) -> None:
@@ -258,7 +262,7 @@ class RewardModel(nn.Module):
         self.patch, self.difference_std, self.frame_scale = patch, difference_std, frame_scale
         self.action_embedding = nn.Embedding(num_actions, cond_channels)
         self.conv_in = conv3x3(2 * image_channels * patch**2, channels[0])
-        self.encoder = Encoder(channels, depths, cond_channels, attention, middle)
+        self.encoder = Encoder(channels, depths, cond_channels, attention, middle, normed_skip)
         side = image_size // patch
         for _ in channels[1:]:
             side = math.ceil(side / 2)

@@ -37,10 +37,16 @@ class AdaGroupNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Residual multi-head self-attention over the pixels of (B, C, H, W)."""
+    """Multi-head self-attention over the pixels of (B, C, H, W), added to them.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: C.
+        normed_skip: add it to the normalised pixels, as DIAMOND's code does, in place of the pixels themselves.
+    """
+
+    def __init__(self, channels: int, normed_skip: bool = False) -> None:
         super().__init__()
+        self.normed_skip = normed_skip
         self.heads = max(1, channels // HEAD_DIM)
         self.norm = nn.GroupNorm(groups(channels), channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
@@ -49,22 +55,30 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out.bias)  # pyrefly: ignore
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2)
+        normed = self.norm(x)
+        qkv = self.qkv(normed).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2)
         y = F.scaled_dot_product_attention(*qkv.unbind(1))  # (B, heads, H*W, C/heads)
-        return x + self.out(y.transpose(-1, -2).reshape(x.shape))
+        return (normed if self.normed_skip else x) + self.out(y.transpose(-1, -2).reshape(x.shape))
 
 
 class ResBlock(nn.Module):
     """Two conditioned convolutions and a skip; the second starts at zero, so that the block starts as its skip."""
 
-    def __init__(self, channels_in: int, channels_out: int, cond_channels: int, attention: bool = False) -> None:
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        cond_channels: int,
+        attention: bool = False,
+        normed_skip: bool = False,
+    ) -> None:
         super().__init__()
         self.skip = nn.Identity() if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
         self.norm1 = AdaGroupNorm(channels_in, cond_channels)
         self.conv1 = conv3x3(channels_in, channels_out)
         self.norm2 = AdaGroupNorm(channels_out, cond_channels)
         self.conv2 = conv3x3(channels_out, channels_out)
-        self.attention = SelfAttention(channels_out) if attention else nn.Identity()
+        self.attention = SelfAttention(channels_out, normed_skip) if attention else nn.Identity()
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
@@ -100,19 +114,28 @@ class Encoder(nn.Module):
         cond_channels: width D of the condition.
         attention: whether the blocks of each level attend.
         middle: number of attending blocks at the lowest level (DIAMOND: 2).
+        normed_skip: as in `SelfAttention`.
     """
 
     def __init__(
-        self, channels: list[int], depths: list[int], cond_channels: int, attention: list[bool], middle: int = 2
+        self,
+        channels: list[int],
+        depths: list[int],
+        cond_channels: int,
+        attention: list[bool],
+        middle: int = 2,
+        normed_skip: bool = False,
     ) -> None:
         super().__init__()
         previous = [channels[0], *channels[:-1]]
         self.levels = nn.ModuleList(
-            nn.ModuleList(ResBlock(p if i == 0 else c, c, cond_channels, a) for i in range(depth))
+            nn.ModuleList(ResBlock(p if i == 0 else c, c, cond_channels, a, normed_skip) for i in range(depth))
             for p, c, depth, a in zip(previous, channels, depths, attention, strict=True)
         )
         self.down = nn.ModuleList([nn.Identity(), *map(downsample, channels[:-1])])
-        self.middle = nn.ModuleList(ResBlock(channels[-1], channels[-1], cond_channels, True) for _ in range(middle))
+        self.middle = nn.ModuleList(
+            ResBlock(channels[-1], channels[-1], cond_channels, True, normed_skip) for _ in range(middle)
+        )
 
     def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
         """(B, C0, H, W), (B, D) -> the lowest features, and by level every feature map a decoder may join."""
@@ -135,14 +158,21 @@ class UNet(nn.Module):
     Sizes that the levels do not divide are padded with zeros on the right and below, and cut again.
     """
 
-    def __init__(self, channels: list[int], depths: list[int], cond_channels: int, attention: list[bool]) -> None:
+    def __init__(
+        self,
+        channels: list[int],
+        depths: list[int],
+        cond_channels: int,
+        attention: list[bool],
+        normed_skip: bool = False,
+    ) -> None:
         super().__init__()
-        self.encoder = Encoder(channels, depths, cond_channels, attention)
+        self.encoder = Encoder(channels, depths, cond_channels, attention, normed_skip=normed_skip)
         previous = [channels[0], *channels[:-1]]
         self.levels = nn.ModuleList(
             nn.ModuleList(
                 # the last block of a level hands over the width of the level above
-                ResBlock(2 * c if i < depth else c + p, c if i < depth else p, cond_channels, a)
+                ResBlock(2 * c if i < depth else c + p, c if i < depth else p, cond_channels, a, normed_skip)
                 for i in range(depth + 1)
             )
             for p, c, depth, a in reversed(list(zip(previous, channels, depths, attention, strict=True)))
