@@ -9,6 +9,7 @@ import importlib
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -175,13 +176,9 @@ def compare(modules: SimpleNamespace, ours: DiffusionWorldModel) -> dict[str, fl
     figures["denoised_frame"] = _apart(denoised, c.c_skip * noisy + c.c_out * output)
 
     memory = (torch.randn(1, 4, 512, generator=g), torch.randn(1, 4, 512, generator=g))
-    for name, mine, other in zip(
-        ("reward_logits", "termination_logits"),
-        ours.reward_model(frames[:, :-1], frames[:, 1:], segment.action, memory),
-        reward.predict_rew_end(frames[:, :-1], segment.action, frames[:, 1:], memory),
-        strict=False,
-    ):
-        figures[name] = _apart(mine, other)
+    mine, ends, _ = ours.reward_model(frames[:, :-1], frames[:, 1:], segment.action, memory)
+    other, other_ends, _ = reward.predict_rew_end(frames[:, :-1], segment.action, frames[:, 1:], memory)
+    figures["reward_logits"], figures["termination_logits"] = _apart(mine, other), _apart(ends[:, :, 0], other_ends)
 
     settings = modules.diffusion.DiffusionSamplerConfig(num_steps_denoising=3)
     sampler = modules.diffusion.DiffusionSampler(denoiser, settings)
@@ -205,18 +202,19 @@ def compare(modules: SimpleNamespace, ours: DiffusionWorldModel) -> dict[str, fl
         torch.rand((), generator=g)  # ours asks whether this batch has a second target; at paper size each has
         denoiser(batch_of(modules, short))[0].backward()
         figures["denoiser_gradient"] = _gradients_apart(ours.denoiser.network, denoiser)
+        # the reference looks up one end in a row of a batch, so that no row may have more
+        segment = replace(segment, terminated=segment.terminated & (segment.terminated.cumsum(1) == 1))
         ours.reward_model.loss(segment, frames[:, :-1], frames[:, 1:])[0].backward()
         batch = batch_of(modules, segment)
         batch.end[:, :-1] = segment.terminated
-        reward(_with_final(batch, frames[:, 1:]))[0].backward()
+        reward(_with_final(batch, frames))[0].backward()
         figures["reward_gradient"] = _gradients_apart(ours.reward_model, reward)
     return figures
 
 
-def _with_final(batch: Any, next_frames: Tensor) -> Any:
-    """With the true frame after the first end of each row, as the reference looks it up."""
-    first = batch.end[:, :-1].argmax(1)
-    batch.info = [{"final_observation": next_frames[i, t]} for i, t in enumerate(first)]
+def _with_final(batch: Any, frames: Tensor) -> Any:
+    """With the frame after the end of each row where the reference looks it up: the one before it once more."""
+    batch.info = [{"final_observation": frames[i, t]} for i, t in enumerate(batch.end[:, :-1].argmax(1))]
     return batch
 
 

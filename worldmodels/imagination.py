@@ -7,6 +7,9 @@ from torch import Tensor
 
 from worldmodels.types import Policy, Segment, State, UserError, WorldModel
 
+SIDE = ("reward_mean", "terminated_mean", "life_loss", "life_loss_mean")
+"""Fields of a `Step` that an imagined segment keeps as side columns."""
+
 
 def imagine(
     model: WorldModel, policy: Policy, start: Segment, horizon: int, generator: torch.Generator | None = None
@@ -22,7 +25,8 @@ def imagine(
 
     Returns:
         A segment of T transitions whose obs[:, 0] is the last frame of `start`. Reward and terminated are drawn; their
-        means are the side columns `reward_mean` and `terminated_mean` (B, T) float32. mask is false after an imagined
+        means are the side columns `reward_mean` and `terminated_mean` (B, T) float32; where the model tells lost lives
+        apart, `life_loss` and `life_loss_mean` are beside them. mask is false after an imagined
         termination: the model goes on there, but the episode is over.
     """
     state, memory = model.start(start), policy.start(start.batch_size)
@@ -51,7 +55,7 @@ def imagine(
         truncated=column("truncated"),
         mask=alive,
         next_mask=alive,
-        side={name: column(name) for name in ("reward_mean", "terminated_mean")},
+        side={name: column(name) for name in SIDE if getattr(steps[0], name) is not None},
     )
 
 

@@ -130,6 +130,8 @@ class Step(NamedTuple):
         terminated_mean: (B,) float32, the probability.
         truncated: (B,) bool.
         uncertainty: (B,) float32 where the model gives one.
+        life_loss: (B,) bool, drawn, where the model tells the loss of a life from termination.
+        life_loss_mean: (B,) float32, its probability.
     """
 
     frame: Tensor | None
@@ -139,6 +141,8 @@ class Step(NamedTuple):
     terminated_mean: Tensor
     truncated: Tensor
     uncertainty: Tensor | None = None
+    life_loss: Tensor | None = None
+    life_loss_mean: Tensor | None = None
 
 
 @runtime_checkable

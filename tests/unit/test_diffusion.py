@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from tests import conformance
 from worldmodels.config import build, conf_dir, sized
 from worldmodels.imagination import LoggedActions, RandomPolicy, imagine
-from worldmodels.models.diffusion import DiffusionWorldModel, to_float, to_uint8
+from worldmodels.models.diffusion import DiffusionWorldModel, images_of, to_float, to_uint8
 from worldmodels.ops.edm import preconditioners
 from worldmodels.types import UserError
 
@@ -53,7 +53,55 @@ def test_paper_size_has_the_published_behaviour():
     )
     assert d.noise == {"loc": -0.4, "scale": 1.2, "sigma_min": 2e-3, "sigma_max": 20.0}
     assert model.own_frames == 0
-    assert model.sampler == {"steps": 3, "sigma_min": 2e-3, "sigma_max": 5.0, "rho": 7.0, "order": 1, "start": "unit"}
+    sampler = {"steps": 3, "sigma_min": 2e-3, "sigma_max": 5.0, "rho": 7.0, "order": 1}
+    assert model.sampler == sampler | {"start": "unit", "quantize": "every"}
+    assert d.padding == "grey"
+    r = model.reward_model
+    choices = (r.rewards, r.life_loss, r.event_weight, r.unknown_next, r.terminal_frame)
+    assert choices == ("sign", "end", 1, "grey", "stale")
+    assert all(block.attention.normed_skip for block in [*d.network.unet.encoder.middle, *r.encoder.middle])
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_smaller_sizes_mend_the_defects(size):
+    model = build(settings(size))
+    d, r = model.denoiser, model.reward_model
+    assert d.rounding
+    assert (model.sampler["start"], model.sampler["quantize"]) == ("sigma", "last")
+    assert (r.rewards, r.life_loss, r.unknown_next, r.terminal_frame) == ("two_hot", "apart", "masked", "logged")
+    assert not any(block.attention.normed_skip for block in d.network.unet.encoder.middle)
+
+
+def test_quantizing_once_is_finer_than_at_every_call():
+    """With one network call both give the same frame; with more, the rounding of the earlier calls is gone."""
+    segment = conformance.random_segment(2, 5, 3, 16)
+    frames = {}
+    for steps in (1, 3):
+        for quantize in ("every", "last"):
+            torch.manual_seed(0)
+            model = micro(sampler={"steps": steps, "quantize": quantize, "sigma_max": 1.0})
+            torch.nn.init.normal_(model.denoiser.network.conv_out.weight, std=0.3)
+            frames[steps, quantize] = model.step(model.start(segment), segment.action[:, -1], conformance.generator())[
+                1
+            ]
+    assert torch.equal(frames[1, "every"].frame, frames[1, "last"].frame)
+    assert not torch.equal(frames[3, "every"].frame, frames[3, "last"].frame)
+
+
+@pytest.mark.parametrize("padding", ["grey", "black"])
+def test_padding(padding):
+    model = micro(denoiser={"padding": padding})
+    segment = conformance.random_segment(2, 6, 3, 16)
+    mask, next_mask = segment.mask.clone(), segment.next_mask.clone()
+    mask[:, 0], next_mask[:, 0], next_mask[:, -1] = False, False, False
+    segment = replace(segment, mask=mask, next_mask=next_mask)
+    images = images_of(segment, padding)
+    real = to_float(segment.obs)
+    assert torch.equal(images[:, 1:-1], real[:, 1:-1])
+    assert (images[:, 0] == 0).all() == (padding == "grey")
+    assert (images[:, -1] == 0).all() == (padding == "grey")
+    short = model.start(segment.steps(5, 6))
+    assert (short["frames"][:, :2] == (128 if padding == "grey" else 0)).all()
 
 
 @torch.no_grad()
@@ -72,7 +120,7 @@ def test_paper_size_computes_what_diamonds_code_computes():
     reward, end, _ = model.reward_model(frames[:, :-1], frames[:, 1:], action)
     expected = torch.tensor([0.5755517, -0.5733738, 0.5675647])
     torch.testing.assert_close(reward[0, -1], expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(end[0, -1], torch.tensor([-0.5581613, 0.5452228]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(end[0, -1, 0], torch.tensor([-0.5581613, 0.5452228]), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", ["tiny", "micro"])
@@ -171,7 +219,7 @@ def test_start_pads_a_short_context_as_before_an_episodes_start():
     model = micro()
     segment = conformance.random_segment(2, 6, 3, 16)
     short = model.start(segment.steps(5, 6))
-    assert (short["frames"][:, :2] == 0).all()
+    assert (short["frames"][:, :2] == 128).all()
     assert torch.equal(short["frames"][:, 2:], segment.obs[:, 5:])
     assert short["actions"].shape == (2, 3)
     full = model.start(segment)

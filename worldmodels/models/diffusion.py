@@ -1,4 +1,4 @@
-"""Diffusion world model: the next frame by an EDM denoiser, reward and termination by a recurrent model of frame pairs.
+"""Diffusion world model: the next frame by an EDM denoiser, reward and termination by the model of models/reward.py.
 
 Source: Alonso et al. 2024, "Diffusion for World Modeling" (DIAMOND), sections 3 and appendices; the settings named
 `paper` in conf/model/diffusion.yaml are its published ones. Every other setting is a documented departure.
@@ -10,11 +10,12 @@ import math
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodels.nn.unet import Encoder, UNet, conv3x3, groups
+from worldmodels.models.reward import RewardModel
+from worldmodels.nn.unet import UNet, conv3x3, groups
+from worldmodels.ops.categorical import expectation
 from worldmodels.ops.edm import add_noise, karras_sigmas, preconditioners, sample, training_sigmas
 from worldmodels.ops.motion import move_on
 from worldmodels.types import Metrics, Segment, State, Step, UserError
@@ -25,6 +26,15 @@ FRAME_STD = 0.5  # standard deviation by which frames are divided where they ent
 def to_float(frames: Tensor) -> Tensor:
     """uint8 frames to float32 in [-1, 1]."""
     return frames.float().div(127.5).sub(1)
+
+
+def images_of(segment: Segment, padding: str) -> Tensor:
+    """The frames of a segment as float32 (B, T+1, C, H, W) in [-1, 1]; padding is "black" (-1) or "grey" (0)."""
+    images = to_float(segment.obs)
+    if padding == "black":
+        return images
+    there = F.pad(segment.mask, (0, 1)) | F.pad(segment.next_mask, (1, 0))
+    return torch.where(there[..., None, None, None], images, 0.0)
 
 
 def to_uint8(images: Tensor, rounding: bool = True) -> Tensor:
@@ -114,6 +124,7 @@ class Denoiser(nn.Module):
         rollout: how many further targets are conditioned on the model's own output (DIAMOND: 1).
         rollout_share: share of the batches that have these further targets; the others cost half as much (DIAMOND: 1).
         rounding: whether frames are rounded to 8 bits; DIAMOND cuts the fraction off.
+        padding: what stands for frames before an episode's start, "grey" (DIAMOND) or "black".
     """
 
     def __init__(
@@ -129,10 +140,13 @@ class Denoiser(nn.Module):
         rollout_share: float = 1.0,
         still: float = 0.0,
         reach: tuple[int, int] = (5, 7),
+        padding: str = "grey",
     ) -> None:
         super().__init__()
         if centre not in ("none", "last", "moved"):
             raise UserError(f"denoiser.centre is {centre!r}; allowed are 'none', 'last' and 'moved'.")
+        if padding not in ("grey", "black"):
+            raise UserError(f"denoiser.padding is {padding!r}; allowed are 'grey' and 'black'.")
         if centre == "moved" and network["context"] < 4:
             raise UserError(f"denoiser.centre=moved needs 4 frames of context, not {network['context']}.")
         self.network = DenoiserNetwork(**network, hints=int(centre == "moved"))
@@ -140,7 +154,7 @@ class Denoiser(nn.Module):
         self.sigma_data, self.sigma_offset = sigma_data, sigma_offset
         self.noise = noise or {"loc": -0.4, "scale": 1.2, "sigma_min": 2e-3, "sigma_max": 20.0}
         self.centre, self.changed_weight, self.rollout, self.rounding = centre, changed_weight, rollout, rounding
-        self.rollout_share, self.still, self.reach = rollout_share, still, tuple(reach)
+        self.rollout_share, self.still, self.reach, self.padding = rollout_share, still, tuple(reach), padding
 
     @torch.no_grad()
     def centre_of(self, context: Tensor) -> Tensor:
@@ -184,18 +198,13 @@ class Denoiser(nn.Module):
             image = torch.where((image - centre).abs().amax(1, keepdim=True) > self.still, image, centre)
         return to_float(to_uint8(image, self.rounding))
 
-    @torch.no_grad()
-    def denoise(self, noisy: Tensor, sigma: Tensor, context: Tensor, action: Tensor, centre: Tensor) -> Tensor:
-        """The 8-bit frame (B, C, H, W) in [-1, 1] that the network sees in `noisy`, a noisy frame less its centre."""
-        return self.quantize(self.predict(noisy, sigma, context, action, centre)[0], centre)
-
     def loss(self, segment: Segment, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Mean denoising loss over the targets after the first L frames, and the frames as the model saw them.
 
         Returns:
             The scalar loss, and (B, T+1, C, H, W) float frames in which targets are replaced by the model's own output.
         """
-        frames = list(to_float(segment.obs).unbind(1))
+        frames = list(images_of(segment, self.padding).unbind(1))
         losses, rollout = [], self.rollout
         if torch.rand((), generator=generator, device=segment.obs.device) >= self.rollout_share:
             rollout = 0
@@ -217,116 +226,6 @@ class Denoiser(nn.Module):
         return torch.stack(losses).mean(), torch.stack(frames, dim=1)
 
 
-class RewardModel(nn.Module):
-    """Sign of the reward and termination of a transition, from its two frames and action, with a recurrent memory.
-
-    Args:
-        num_actions: size A of the action vocabulary.
-        image_channels: C.
-        image_size: H = W.
-        cond_channels: width of the action embedding.
-        channels: channels of each level.
-        depths: residual blocks of each level.
-        attention: whether each level attends (the middle always does).
-        lstm: width of the LSTM.
-        middle: number of attending blocks at the lowest level; without any, and with a single level, the LSTM sees
-            the place of every patch, which a small budget needs to tell a ball behind the paddle from one before it.
-        projection: width of a layer between encoder and LSTM, whose output the action embedding joins (DIAMOND: none).
-        patch: as in `DenoiserNetwork`.
-        normed_skip: as in `nn.unet.SelfAttention` (DIAMOND: true).
-        difference_std: where given, the second frame enters as its difference from the first, divided by this, so
-            that a score that changes or a ball that vanishes stands out of the scene (DIAMOND: the frame itself).
-        frame_scale: with `difference_std`, what the first frame is multiplied by. A scene that never changes acts as
-            thousands of equal inputs to the projection, and at high learning rates it saturates the LSTM within a few
-            steps; a small scale keeps the scene readable without that.
-    """
-
-    def __init__(
-        self,
-        num_actions: int,
-        image_channels: int,
-        image_size: int,
-        cond_channels: int,
-        channels: list[int],
-        depths: list[int],
-        attention: list[bool],
-        lstm: int,
-        middle: int = 2,
-        projection: int = 0,
-        patch: int = 1,
-        normed_skip: bool = False,
-        difference_std: float | None = None,
-        frame_scale: float = 1.0,
-    ) -> None:
-        super().__init__()
-        self.patch, self.difference_std, self.frame_scale = patch, difference_std, frame_scale
-        self.action_embedding = nn.Embedding(num_actions, cond_channels)
-        self.conv_in = conv3x3(2 * image_channels * patch**2, channels[0])
-        self.encoder = Encoder(channels, depths, cond_channels, attention, middle, normed_skip)
-        side = image_size // patch
-        for _ in channels[1:]:
-            side = math.ceil(side / 2)
-        width = channels[-1] * side**2
-        self.projection = nn.Sequential(nn.Linear(width, projection), nn.SiLU()) if projection else nn.Identity()
-        self.lstm = nn.LSTM(projection + cond_channels if projection else width, lstm, batch_first=True)
-        self.head = nn.Sequential(nn.Linear(lstm, lstm), nn.SiLU(), nn.Linear(lstm, 5, bias=False))
-        _init_lstm(self.lstm)
-
-    def forward(
-        self, frames: Tensor, next_frames: Tensor, action: Tensor, memory: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """Logits of T transitions.
-
-        Args:
-            frames: (B, T, C, H, W) in [-1, 1], before the action.
-            next_frames: (B, T, C, H, W), after it.
-            action: (B, T) int64.
-            memory: hidden and cell state, (1, B, lstm) each.
-
-        Returns:
-            Reward logits (B, T, 3) for -1, 0, +1; termination logits (B, T, 2); the new memory.
-        """
-        if self.difference_std:
-            next_frames, frames = (next_frames - frames) / self.difference_std, frames * self.frame_scale
-        pairs = rearrange(torch.cat([frames, next_frames], dim=2), "b t c h w -> (b t) c h w")
-        x = self.conv_in(F.pixel_unshuffle(pairs, self.patch))
-        embedding = self.action_embedding(action)
-        x, _ = self.encoder(x, embedding.flatten(0, 1))
-        x = self.projection(x.reshape(*action.shape, -1))
-        if isinstance(self.projection, nn.Sequential):
-            x = torch.cat([x, embedding], dim=-1)
-        x, memory = self.lstm(x, memory)
-        logits = self.head(x).float()
-        return logits[..., :3], logits[..., 3:], memory
-
-    def loss(self, segment: Segment, frames: Tensor, next_frames: Tensor) -> tuple[Tensor, Metrics]:
-        """Cross-entropy of reward sign and of termination over real transitions (DIAMOND section 3.1)."""
-        reward_logits, end_logits, _ = self(frames, next_frames, segment.action)
-        # a transition counts where its next frame is the true one
-        real = segment.mask & segment.next_mask
-        count = real.sum().clamp(min=1)
-
-        def mean(logits: Tensor, target: Tensor) -> Tensor:
-            return (F.cross_entropy(logits.movedim(-1, 1), target, reduction="none") * real).sum() / count
-
-        reward = mean(reward_logits, segment.reward.sign().long() + 1)
-        end = mean(end_logits, segment.terminated.long())
-        return reward + end, {"loss_reward": reward.detach(), "loss_termination": end.detach()}
-
-
-def _init_lstm(lstm: nn.LSTM) -> None:
-    """Orthogonal recurrent weights, Xavier input weights, and a forget gate that starts open."""
-    for name, weight in lstm.named_parameters():
-        if "weight_ih" in name:
-            nn.init.xavier_uniform_(weight)
-        elif "weight_hh" in name:
-            nn.init.orthogonal_(weight)
-        else:
-            nn.init.zeros_(weight)
-            if "bias_ih" in name:
-                weight.data[lstm.hidden_size : 2 * lstm.hidden_size] = 1.0
-
-
 class DiffusionWorldModel(nn.Module):
     """Denoiser and reward model as one `WorldModel`.
 
@@ -334,7 +233,8 @@ class DiffusionWorldModel(nn.Module):
         denoiser: settings of `Denoiser`.
         reward_model: settings of `RewardModel`.
         sampler: steps, sigma_min, sigma_max, rho and order of the sampler, and `start`: "unit" begins from unit noise
-            whatever sigma_max is (as DIAMOND's code), "sigma" from noise at the level sigma_max around the centre.
+            whatever sigma_max is (as DIAMOND's code), "sigma" from noise at the level sigma_max around the centre;
+            and `quantize`: "every" rounds what each network call gives to 8 bits (DIAMOND), "last" the finished frame.
         num_actions: size of the action vocabulary; 18 is ALE's full set.
         image_size: H = W.
         image_channels: C, 3 for RGB and 1 for grey.
@@ -393,7 +293,7 @@ class DiffusionWorldModel(nn.Module):
         self._check(segment)
         tail = segment.steps(segment.length - self.min_length, segment.length)
         denoising, seen = self.denoiser.loss(tail, generator)
-        frames = to_float(segment.obs)
+        frames = images_of(segment, self.denoiser.padding)
         next_frames = frames[:, 1:]
         if self.own_frames:
             own = torch.rand(len(frames), generator=generator, device=frames.device) < self.own_frames
@@ -422,12 +322,14 @@ class DiffusionWorldModel(nn.Module):
         """State after the last frame of `context`: its last L frames, and the reward model's memory of all of it.
 
         Args:
-            context: obs (B, T+1, C, H, W) uint8; with fewer than L frames the missing ones are zero, as before the
+            context: obs (B, T+1, C, H, W) uint8; with fewer than L frames the missing ones are padding, as before the
                 start of an episode.
         """
         frames, action, missing = context.obs, context.action, self.context - context.obs.shape[1]
         if missing > 0:
-            frames = F.pad(frames, (0, 0, 0, 0, 0, 0, missing, 0))
+            # no level is exactly the grey of training; 128 is 0.004 away
+            grey = 128 if self.denoiser.padding == "grey" else 0
+            frames = F.pad(frames, (0, 0, 0, 0, 0, 0, missing, 0), value=grey)
             action = F.pad(action, (missing, 0))
         images = to_float(context.obs)
         _, _, memory = self.reward_model(images[:, :-1], images[:, 1:], context.action)
@@ -454,8 +356,11 @@ class DiffusionWorldModel(nn.Module):
         actions = torch.cat([state["actions"], action[:, None]], dim=1)
         image = self._sample(frames, actions, generator)
         memory = (state["hidden"][None], state["cell"][None])
-        reward_logits, end_logits, memory = self.reward_model(frames[:, -1:], image[:, None], action[:, None], memory)
-        reward_p, end_p = reward_logits[:, 0].softmax(-1), end_logits[:, 0].softmax(-1)
+        reward_p, end_p, memory = self.reward_model.predict(frames[:, -1:], image[:, None], action[:, None], memory)
+        reward_p, end_p, bins = reward_p[:, 0], end_p[:, 0], self.reward_model.bins
+        apart = self.reward_model.ends == 2
+        drawn = reward_p.multinomial(1, generator=generator)[:, 0]
+        ended = torch.rand(end_p.shape, generator=generator, device=end_p.device) < end_p
         frame = to_uint8(image)
         state = {
             "frames": torch.cat([state["frames"][:, 1:], frame[:, None]], dim=1),
@@ -465,15 +370,17 @@ class DiffusionWorldModel(nn.Module):
         }
         return state, Step(
             frame=frame,
-            reward=reward_p.multinomial(1, generator=generator)[:, 0].float() - 1,
-            terminated=end_p.multinomial(1, generator=generator)[:, 0].bool(),
-            reward_mean=reward_p[:, 2] - reward_p[:, 0],
-            terminated_mean=end_p[:, 1],
+            reward=bins[drawn],
+            terminated=ended[:, 0],
+            reward_mean=expectation(reward_p, bins),
+            terminated_mean=end_p[:, 0],
             truncated=torch.zeros_like(action, dtype=torch.bool),
+            life_loss=ended[:, 1] if apart else None,
+            life_loss_mean=end_p[:, 1] if apart else None,
         )
 
     def _sample(self, context: Tensor, action: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The next frame (B, C, H, W) in [-1, 1] for context (B, L, C, H, W) and actions (B, L)."""
+        """The next 8-bit frame (B, C, H, W) in [-1, 1] for context (B, L, C, H, W) and actions (B, L)."""
         s = self.sampler
         sigmas = karras_sigmas(s["steps"], s["sigma_min"], s["sigma_max"], s.get("rho", 7.0)).to(context.device)
         shape = (len(context), *context.shape[2:])
@@ -481,7 +388,11 @@ class DiffusionWorldModel(nn.Module):
         centre = self.denoiser.centre_of(context)
         x = noise * s["sigma_max"] + centre if s.get("start", "unit") == "sigma" else noise
 
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            return self.denoiser.denoise(x - centre, sigma, context, action, centre)
+        every = s.get("quantize", "every") == "every"
 
-        return sample(denoise, x, sigmas, s.get("order", 1))
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            image = self.denoiser.predict(x - centre, sigma, context, action, centre)[0]
+            return self.denoiser.quantize(image, centre) if every else image.clamp(-1, 1)
+
+        image = sample(denoise, x, sigmas, s.get("order", 1))
+        return image if every else self.denoiser.quantize(image, centre)
