@@ -10,7 +10,7 @@ from tests import conformance
 from worldmodels.config import build, conf_dir, sized
 from worldmodels.imagination import LoggedActions, RandomPolicy, imagine
 from worldmodels.models.diffusion import DiffusionWorldModel, images_of, to_float, to_uint8
-from worldmodels.ops.edm import preconditioners
+from worldmodels.ops.edm import SCHEDULERS, preconditioners
 from worldmodels.types import UserError
 
 SIZES = ("tiny", "small", "paper")
@@ -54,7 +54,7 @@ def test_paper_size_has_the_published_behaviour():
     assert d.noise == {"loc": -0.4, "scale": 1.2, "sigma_min": 2e-3, "sigma_max": 20.0}
     assert model.own_frames == 0
     sampler = {"steps": 3, "sigma_min": 2e-3, "sigma_max": 5.0, "rho": 7.0, "order": 1}
-    assert model.sampler == sampler | {"start": "unit", "quantize": "every"}
+    assert model.sampler == sampler | {"start": "unit", "quantize": "every", "scheduler": None}
     assert d.padding == "grey"
     r = model.reward_model
     choices = (r.rewards, r.life_loss, r.event_weight, r.unknown_next, r.terminal_frame)
@@ -131,6 +131,41 @@ def test_conformance(size):
     model = make()
     length, side = model.min_length + 1, model.image_size
     conformance.check_world_model(make, conformance.random_segment(2, length, 3, side))
+
+
+def test_conformance_of_diffusers_backbone():
+    def make():
+        levels = {"channels": [8] * 4, "depths": [1] * 4, "attention": [False, False, True, False]}
+        return micro(
+            denoiser={"network": {"context": 4, "cond_channels": 16, **levels, "backbone": "unet2d"}}, image_size=20
+        )
+
+    conformance.check_world_model(make, conformance.random_segment(2, 6, 3, 20))  # 20 is padded to 24
+
+
+def test_diffusers_backbone_starts_as_the_skip_connection():
+    model = build(settings("small", sizes={"small": {"denoiser": {"network": {"backbone": "unet2d"}}}}))
+    noisy = torch.rand(1, 3, 64, 64)
+    zero, action = torch.zeros(1, 3, 64, 64), torch.zeros(1, 4, dtype=torch.long)
+    output, c_out = model.denoiser.predict(noisy, torch.ones(1), torch.rand(1, 4, 3, 64, 64), action, zero)
+    bias = model.denoiser.network.unet.net.conv_out.bias[None, :, None, None]
+    skip = preconditioners(torch.ones(1), 0.5, 0.3).c_skip * noisy
+    torch.testing.assert_close(output, skip + c_out * bias)
+
+
+@pytest.mark.parametrize("sampler", [{"order": 2}, {"churn": {"amount": 1.0}}, *({"scheduler": n} for n in SCHEDULERS)])
+def test_samplers_give_frames_of_their_own(sampler):
+    segment, frames = conformance.random_segment(2, 5, 3, 16), []
+    for change in ({}, sampler, sampler):
+        torch.manual_seed(0)
+        model = micro(sampler={"steps": 3, "quantize": "last", **change})
+        torch.nn.init.normal_(model.denoiser.network.conv_out.weight, std=0.3)
+        frames.append(model.step(model.start(segment), segment.action[:, -1], conformance.generator())[1].frame)
+    assert torch.equal(frames[1], frames[2])
+    if sampler == {"scheduler": "EDMEulerScheduler"}:
+        assert (frames[0].int() - frames[1].int()).abs().max() <= 1, "Euler is Euler"
+    else:
+        assert not torch.equal(frames[0], frames[1])
 
 
 @pytest.mark.parametrize("policy", [RandomPolicy([0, 3, 4]), LoggedActions(torch.randint(0, 18, (3, 5)))])
@@ -276,6 +311,9 @@ def test_learns_a_moving_square():
     ("change", "message"),
     [
         ({"denoiser": {"centre": "first"}}, "allowed are 'none', 'last' and 'moved'"),
+        ({"denoiser": {"padding": "white"}}, "allowed are 'grey' and 'black'"),
+        ({"sampler": {"start": "two"}}, "sampler.start is 'two'; allowed are 'unit', 'sigma'"),
+        ({"sampler": {"scheduler": "DDIM"}}, "allowed are None, 'EDMEulerScheduler'"),
         (
             {
                 "denoiser": {

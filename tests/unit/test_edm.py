@@ -78,6 +78,73 @@ def test_heun_beats_euler_on_a_gaussian():
         edm.sample(denoise, start, edm.karras_sigmas(2, 2e-3, 5.0), 3)
 
 
+def test_churn_equals_diffusers():
+    """Same noise, step for step; EDM's algorithm 2 adds it before the network call."""
+    scheduler = EDMEulerScheduler(sigma_min=2e-3, sigma_max=5.0, sigma_data=0.5, rho=7.0)
+    scheduler.set_timesteps(5)
+    torch.manual_seed(0)
+    start = torch.randn(2, 3, 8, 8)
+    churn = edm.Churn(amount=1.0, low=0.01, high=4.0, noise=1.003)
+
+    def denoise(x, sigma):
+        return x * (0.25 / (0.25 + sigma**2))[:, None, None, None]
+
+    ours = edm.sample(denoise, start, edm.karras_sigmas(5, 2e-3, 5.0), 1, churn, torch.Generator().manual_seed(3))
+    x, g = start, torch.Generator().manual_seed(3)
+    settings = {"s_churn": 1.0, "s_tmin": 0.01, "s_tmax": 4.0, "s_noise": 1.003}
+    seen = []
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
+        scheduler.scale_model_input(x, t)
+        inside = 0.01 <= sigma <= 4.0
+        hat = sigma * (1.2 if inside else 1.0)
+        state = g.get_state()
+        noise = torch.randn(x.shape, generator=g) if inside else torch.zeros_like(x)
+        g.set_state(state)
+        raised = x + noise * 1.003 * (hat**2 - sigma**2) ** 0.5
+        denoised = raised * 0.25 / (0.25 + hat**2)
+        x = scheduler.step(denoised, t, x, **settings, generator=g, pred_original_sample=denoised).prev_sample
+        seen.append(bool(inside))
+    assert set(seen) == {True, False}
+    torch.testing.assert_close(ours, x, atol=1e-5, rtol=1e-5)
+
+
+def test_churn_of_zero_adds_nothing():
+    start = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def denoise(x, sigma):
+        return x / 2
+
+    sigmas = edm.karras_sigmas(3, 2e-3, 5.0)
+    plain = edm.sample(denoise, start, sigmas)
+    assert torch.equal(plain, edm.sample(denoise, start, sigmas, 1, edm.Churn(0.0)))
+    assert not torch.equal(plain, edm.sample(denoise, start, sigmas, 1, edm.Churn(0.5)))
+
+
+@pytest.mark.parametrize("name", edm.SCHEDULERS)
+@pytest.mark.parametrize("offset", [0.0, 0.3])
+def test_samplers_of_diffusers(name, offset):
+    """Same levels, the same frame by Euler, and by DPM-Solver++ one that is nearer to many steps of Euler."""
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(3, 3, 3, padding=1).requires_grad_(False)
+    start = torch.randn(2, 3, 8, 8)
+
+    def denoise(x, sigma):
+        c = edm.preconditioners(sigma, 0.5, offset)
+        return c.c_skip * x + c.c_out * network(c.c_in * x)
+
+    scheduler = edm.diffusers_scheduler(name, 8, 2e-3, 5.0)
+    sigmas = edm.karras_sigmas(8, 2e-3, 5.0)
+    torch.testing.assert_close(scheduler.sigmas, sigmas, atol=2e-6, rtol=2e-6)
+    theirs, euler = edm.sample_with(scheduler, denoise, start), edm.sample(denoise, start, sigmas)
+    if name == "EDMEulerScheduler":
+        torch.testing.assert_close(theirs, euler, atol=1e-5, rtol=1e-5)
+    else:
+        exact = edm.sample(denoise, start, edm.karras_sigmas(500, 2e-3, 5.0))
+        assert (theirs - exact).abs().mean() < (euler - exact).abs().mean() / 2
+    with pytest.raises(ValueError, match="allowed are EDMEulerScheduler and"):
+        edm.diffusers_scheduler("DDIMScheduler", 3, 2e-3, 5.0)
+
+
 def test_last_call_is_returned_unchanged():
     frame = torch.rand(1, 3, 4, 4)
     assert torch.equal(

@@ -15,8 +15,19 @@ from torch.nn import functional as F
 
 from worldmodels.models.reward import RewardModel
 from worldmodels.nn.unet import UNet, conv3x3, groups
+from worldmodels.nn.unet2d import UNet2D
 from worldmodels.ops.categorical import expectation
-from worldmodels.ops.edm import add_noise, karras_sigmas, preconditioners, sample, training_sigmas
+from worldmodels.ops.edm import (
+    SCHEDULERS,
+    Churn,
+    add_noise,
+    diffusers_scheduler,
+    karras_sigmas,
+    preconditioners,
+    sample,
+    sample_with,
+    training_sigmas,
+)
 from worldmodels.ops.motion import move_on
 from worldmodels.types import Metrics, Segment, State, Step, UserError
 
@@ -69,6 +80,10 @@ class DenoiserNetwork(nn.Module):
         patch: side of the pixel patches that are folded into channels before the first convolution (1: none).
         hints: further frames that come with the context.
         normed_skip: as in `nn.unet.SelfAttention` (DIAMOND: true).
+        backbone: "unet" for our own, "unet2d" for diffusers' (`nn.unet2d`), which has no `normed_skip`.
+
+    Raises:
+        UserError: another backbone.
     """
 
     def __init__(
@@ -83,25 +98,35 @@ class DenoiserNetwork(nn.Module):
         patch: int = 1,
         hints: int = 0,
         normed_skip: bool = False,
+        backbone: str = "unet",
     ) -> None:
         super().__init__()
-        self.patch = patch
+        if backbone not in ("unet", "unet2d"):
+            raise UserError(f"network.backbone is {backbone!r}; allowed are 'unet' and 'unet2d'.")
+        self.patch, self.backbone = patch, backbone
         self.noise_embedding = FourierFeatures(cond_channels)
         self.action_embedding = nn.Embedding(num_actions, cond_channels // context)
         self.condition = nn.Sequential(
             nn.Linear(cond_channels, cond_channels), nn.SiLU(), nn.Linear(cond_channels, cond_channels)
         )
-        self.conv_in = conv3x3((context + hints + 1) * image_channels * patch**2, channels[0])
+        channels_in, channels_out = (context + hints + 1) * image_channels * patch**2, image_channels * patch**2
+        if backbone == "unet2d":
+            self.unet = UNet2D(channels_in, channels_out, channels, depths, cond_channels, attention)
+            return
+        self.conv_in = conv3x3(channels_in, channels[0])
         self.unet = UNet(channels, depths, cond_channels, attention, normed_skip)
         self.norm_out = nn.GroupNorm(groups(channels[0]), channels[0])
-        self.conv_out = conv3x3(channels[0], image_channels * patch**2)
+        self.conv_out = conv3x3(channels[0], channels_out)
         nn.init.zeros_(self.conv_out.weight)
 
     def forward(self, noisy: Tensor, c_noise: Tensor, context: Tensor, action: Tensor) -> Tensor:
         """(B, C, H, W), (B,), (B, (L + hints)*C, H, W), (B, L) int64 -> (B, C, H, W)."""
         cond = self.condition(self.noise_embedding(c_noise) + self.action_embedding(action).flatten(1))
-        x = self.conv_in(F.pixel_unshuffle(torch.cat([context, noisy], dim=1), self.patch))
-        x = self.conv_out(F.silu(self.norm_out(self.unet(x, cond))))
+        x = F.pixel_unshuffle(torch.cat([context, noisy], dim=1), self.patch)
+        if self.backbone == "unet2d":
+            x = self.unet(x, cond)
+        else:
+            x = self.conv_out(F.silu(self.norm_out(self.unet(self.conv_in(x), cond))))
         return F.pixel_shuffle(x, self.patch)
 
 
@@ -235,6 +260,8 @@ class DiffusionWorldModel(nn.Module):
         sampler: steps, sigma_min, sigma_max, rho and order of the sampler, and `start`: "unit" begins from unit noise
             whatever sigma_max is (as DIAMOND's code), "sigma" from noise at the level sigma_max around the centre;
             and `quantize`: "every" rounds what each network call gives to 8 bits (DIAMOND), "last" the finished frame.
+            `churn` has the fields of `ops.edm.Churn`; with `scheduler` one of diffusers' takes the place of our own
+            loop (`ops.edm.diffusers_scheduler`), and order and churn do not count.
         num_actions: size of the action vocabulary; 18 is ALE's full set.
         image_size: H = W.
         image_channels: C, 3 for RGB and 1 for grey.
@@ -242,7 +269,7 @@ class DiffusionWorldModel(nn.Module):
             of the logged ones, so that it reads imagined frames as well (DIAMOND: 0).
 
     Raises:
-        UserError: if a size is not a multiple of the patch.
+        UserError: if a size is not a multiple of the patch, or a choice of the sampler is unknown.
     """
 
     def __init__(
@@ -262,6 +289,10 @@ class DiffusionWorldModel(nn.Module):
                 raise UserError(
                     f"model.{part}.patch is {settings['patch']}, which does not divide the image size {image_size}."
                 )
+        choices = {"start": ("unit", "sigma"), "quantize": ("every", "last"), "order": (1, 2)}
+        for name, allowed in (choices | {"scheduler": (None, *SCHEDULERS)}).items():
+            if (value := sampler.get(name, allowed[0])) not in allowed:
+                raise UserError(f"sampler.{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}.")
         self.denoiser = Denoiser(**{**denoiser, "network": shared | denoiser["network"]})
         self.reward_model = RewardModel(**shared, image_size=image_size, **reward_model)
         self.num_actions, self.image_size, self.image_channels = num_actions, image_size, image_channels
@@ -382,7 +413,7 @@ class DiffusionWorldModel(nn.Module):
     def _sample(self, context: Tensor, action: Tensor, generator: torch.Generator | None) -> Tensor:
         """The next 8-bit frame (B, C, H, W) in [-1, 1] for context (B, L, C, H, W) and actions (B, L)."""
         s = self.sampler
-        sigmas = karras_sigmas(s["steps"], s["sigma_min"], s["sigma_max"], s.get("rho", 7.0)).to(context.device)
+        levels = (s["steps"], s["sigma_min"], s["sigma_max"], s.get("rho", 7.0))
         shape = (len(context), *context.shape[2:])
         noise = torch.randn(shape, generator=generator, device=context.device)
         centre = self.denoiser.centre_of(context)
@@ -394,5 +425,9 @@ class DiffusionWorldModel(nn.Module):
             image = self.denoiser.predict(x - centre, sigma, context, action, centre)[0]
             return self.denoiser.quantize(image, centre) if every else image.clamp(-1, 1)
 
-        image = sample(denoise, x, sigmas, s.get("order", 1))
+        if s.get("scheduler"):
+            image = sample_with(diffusers_scheduler(s["scheduler"], *levels), denoise, x, generator)
+        else:
+            churn = Churn(**s.get("churn") or {})
+            image = sample(denoise, x, karras_sigmas(*levels), s.get("order", 1), churn, generator)
         return image if every else self.denoiser.quantize(image, centre)

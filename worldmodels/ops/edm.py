@@ -6,10 +6,13 @@ Images are float tensors (B, C, H, W) in [-1, 1]; sigma is the standard deviatio
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+SCHEDULERS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 
 
 class Preconditioners(NamedTuple):
@@ -76,14 +79,42 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
     return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)]).float()
 
 
-def sample(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor, order: int = 1) -> Tensor:
-    """Follow the probability-flow ODE from sigmas[0] to sigmas[-1] (EDM algorithm 1, without churn).
+class Churn(NamedTuple):
+    """Noise that is added on the way (EDM algorithm 2): for 0 none is.
+
+    Args:
+        amount: S_churn, over all steps.
+        low: S_tmin, the least noise level at which it is added.
+        high: S_tmax, the greatest.
+        noise: S_noise, its standard deviation.
+    """
+
+    amount: float = 0.0
+    low: float = 0.0
+    high: float = math.inf
+    noise: float = 1.0
+
+
+NO_CHURN = Churn()
+
+
+def sample(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    order: int = 1,
+    churn: Churn = NO_CHURN,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Follow the probability-flow ODE from sigmas[0] to sigmas[-1] (EDM algorithm 1; with churn, algorithm 2).
 
     Args:
         denoise: maps noisy images (B, C, H, W) and sigma (B,) to the denoised images.
         x: (B, C, H, W) start, noise at level sigmas[0].
         sigmas: (steps + 1,) falling noise levels; where the last is 0 the last call's output is returned unchanged.
         order: 1 for Euler (one call a step), 2 for Heun (two, but one where the next level is 0).
+        churn: noise added before each step.
+        generator: of that noise.
 
     Raises:
         ValueError: if order is neither 1 nor 2.
@@ -91,7 +122,13 @@ def sample(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tenso
     if order not in (1, 2):
         raise ValueError(f"order is {order}; allowed are 1 (Euler) and 2 (Heun)")
     levels = sigmas.tolist()
+    gamma = min(churn.amount / (len(levels) - 1), math.sqrt(2) - 1)
     for sigma, after in zip(levels[:-1], levels[1:], strict=True):
+        if gamma > 0 and churn.low <= sigma <= churn.high:
+            raised = sigma * (1 + gamma)
+            noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            x = x + churn.noise * math.sqrt(raised**2 - sigma**2) * noise
+            sigma = raised
         denoised = denoise(x, x.new_full(x.shape[:1], sigma))
         if after == 0:
             # (x - D) / sigma * (0 - sigma) + x is D itself; returned as it is, so that an 8-bit frame stays one
@@ -104,3 +141,52 @@ def sample(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tenso
             x_next = x + (slope + slope_next) / 2 * (after - sigma)
         x = x_next
     return x
+
+
+def sample_with(scheduler: Any, denoise: Denoise, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """The same by one of `diffusers_scheduler`.
+
+    Args:
+        scheduler: with its steps set; each frame needs a fresh one, since it counts its steps.
+        denoise: as in `sample`.
+        x: (B, C, H, W) start, noise at the scheduler's first level.
+        generator: of its noise, where it adds any.
+    """
+    for sigma, t in zip(scheduler.sigmas.tolist(), scheduler.timesteps, strict=False):
+        denoised = denoise(x, x.new_full(x.shape[:1], sigma))
+        scheduler.is_scale_input_called = True  # the denoiser scales its input itself
+        x = scheduler.step(denoised, t, x, generator=generator).prev_sample
+    return x
+
+
+def diffusers_scheduler(
+    name: str, steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0, **settings: Any
+) -> Any:
+    """One of diffusers' EDM schedulers, for a denoiser that has its own preconditioning (and its offset noise).
+
+    What it is given is the denoised image, so that its `precondition_outputs`, which knows no offset noise, is the
+    identity.
+
+    Args:
+        name: "EDMEulerScheduler" or "EDMDPMSolverMultistepScheduler" (DPM-Solver++ of order 2).
+        steps: network calls.
+        sigma_min: as in `karras_sigmas`.
+        sigma_max: as in `karras_sigmas`.
+        rho: as in `karras_sigmas`.
+        settings: further arguments of the scheduler.
+
+    Raises:
+        ValueError: another name.
+    """
+    import diffusers
+
+    if name not in SCHEDULERS:
+        raise ValueError(f"scheduler is {name!r}; allowed are {' and '.join(SCHEDULERS)}")
+
+    class OfDenoised(getattr(diffusers, name)):  # pyrefly: ignore
+        def precondition_outputs(self, sample: Tensor, model_output: Tensor, sigma: Any) -> Tensor:
+            return model_output
+
+    scheduler = OfDenoised(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho, **settings)
+    scheduler.set_timesteps(steps)
+    return scheduler
