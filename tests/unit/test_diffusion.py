@@ -262,6 +262,21 @@ def test_start_pads_a_short_context_as_before_an_episodes_start():
     assert torch.equal(full["actions"], segment.action[:, 3:])
 
 
+def test_quickened_dreams_are_the_same_to_a_few_levels():
+    segment, frames, means = conformance.random_segment(2, 5, 3, 16), [], []
+    for quick in (False, True):
+        torch.manual_seed(0)
+        model = micro(sampler={"steps": 3, "quantize": "last"})
+        torch.nn.init.normal_(model.denoiser.network.conv_out.weight, std=0.3)
+        model = model.quicken() if quick else model
+        step = model.step(model.start(segment), segment.action[:, -1], conformance.generator())[1]
+        frames.append(step.frame.int())
+        means.append(step.reward_mean)
+    assert model.denoiser.network.conv_in.weight.dtype == torch.bfloat16
+    assert (frames[0] - frames[1]).abs().float().mean() < 2
+    torch.testing.assert_close(means[0], means[1], atol=0.02, rtol=0)
+
+
 def test_imagined_segment():
     model = micro()
     context = conformance.random_segment(3, 5, 3, 16)

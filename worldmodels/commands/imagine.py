@@ -15,6 +15,7 @@ def main(cfg: DictConfig) -> None:
     import numpy as np
     import torch
 
+    from worldmodels import hardware
     from worldmodels.data.disk import make_folder
     from worldmodels.evaluation.dreams import dream, write_files, write_store
     from worldmodels.evaluation.quality import window_starts
@@ -27,6 +28,8 @@ def main(cfg: DictConfig) -> None:
     store, settings, model, device = prepared
     if len(games := store.card.get("games", ())) > 1:
         raise UserError(f"dreams are of one game, but the stores are of {' and '.join(games)}; give those of one game")
+    if hardware.precision(cfg.precision, device) == "bf16-mixed":
+        model.quicken()
     starts = window_starts(store, cfg.split, cfg.burn_in + cfg.horizon, cfg.rollouts)
     windows = store.read(starts, cfg.burn_in + cfg.horizon)
     make_folder(out)

@@ -101,7 +101,7 @@ def _digests(trainer: L.Trainer, learner: Any) -> list[str]:
     """SHA-256 of the final weights on each rank, which must be the same."""
     digest = hashlib.sha256()
     for value in learner.model.state_dict().values():
-        digest.update(value.cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
     everywhere = [digest.hexdigest()] * trainer.world_size
     if trainer.world_size > 1:
         torch.distributed.all_gather_object(everywhere, digest.hexdigest())

@@ -110,17 +110,9 @@ class WorldModelLearner(L.LightningModule):
         hp = self.hparams
         groups = []
         for name, component in self.model.components().items():
-            decayed: list[nn.Parameter] = []
-            free: list[nn.Parameter] = []
-            for module in component.modules():
-                for parameter in module.parameters(recurse=False):
-                    whole = parameter.ndim < 2 or isinstance(module, NOT_DECAYED)
-                    (free if whole else decayed).append(parameter)
             lr = hp["lr"][name] if isinstance(hp["lr"], dict) else hp["lr"]
-            groups += [
-                {"params": decayed, "lr": lr, "weight_decay": hp["weight_decay"], "name": name},
-                {"params": free, "lr": lr, "weight_decay": 0.0, "name": f"{name}, not decayed"},
-            ]
+            for group, label in zip(decay_groups(component, hp["weight_decay"]), ("", ", not decayed"), strict=True):
+                groups.append(group | {"lr": lr, "name": f"{name}{label}"})
         optimizer = torch.optim.AdamW(groups, betas=tuple(hp["betas"]), eps=hp["eps"], fused=True)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -137,3 +129,14 @@ class WorldModelLearner(L.LightningModule):
         for name, component in self.model.components().items():
             norm = nn.utils.clip_grad_norm_(component.parameters(), clip.get(name, float("inf")))
             self.log(f"train/grad_norm_{name}", norm)
+
+
+def decay_groups(component: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups for an optimizer: matrices and kernels with weight decay, and biases, norms and embeddings without."""
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for module in component.modules():
+        for parameter in module.parameters(recurse=False):
+            whole = parameter.ndim < 2 or isinstance(module, NOT_DECAYED)
+            (free if whole else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

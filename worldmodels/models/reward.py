@@ -126,15 +126,22 @@ class RewardModel(nn.Module):
         if self.difference_std:
             next_frames, frames = (next_frames - frames) / self.difference_std, frames * self.frame_scale
         pairs = rearrange(torch.cat([frames, next_frames], dim=2), "b t c h w -> (b t) c h w")
-        x = self.conv_in(F.pixel_unshuffle(pairs, self.patch))
+        x = self.conv_in(F.pixel_unshuffle(pairs, self.patch).to(self.conv_in.weight.dtype))
         embedding = self.action_embedding(action)
         x, _ = self.encoder(x, embedding.flatten(0, 1))
-        x = self.projection(x.reshape(*action.shape, -1))
+        x = self.projection(x.reshape(*action.shape, -1).to(embedding.dtype))
         if isinstance(self.projection, nn.Sequential):
             x = torch.cat([x, embedding], dim=-1)
-        x, memory = self.lstm(x, memory)
+        x, memory = self._remember(x, memory)
         reward, end = self.head(x).float().split([len(self.bins), 2 * self.ends], dim=-1)
         return reward, end.unflatten(-1, (self.ends, 2)), memory
+
+    def _remember(self, x: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        """The LSTM over (B, T, D); one step of it by the cell, since oneDNN rearranges all weights at every call."""
+        if memory is None or x.shape[1] > 1:
+            return self.lstm(x, memory)
+        hidden, cell = torch.lstm_cell(x[:, 0], (memory[0][0], memory[1][0]), *self.lstm.all_weights[0])
+        return hidden[:, None], (hidden[None], cell[None])
 
     def predict(
         self, frames: Tensor, next_frames: Tensor, action: Tensor, memory: Memory | None = None

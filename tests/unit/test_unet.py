@@ -1,0 +1,46 @@
+"""nn/unet.py: the norm that keeps less for its gradients is the composition that it stands for."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from worldmodels.nn.unet import AdaGroupNorm, SelfAttention
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_norm_and_its_gradients(layout):
+    torch.manual_seed(0)
+    norm = AdaGroupNorm(64, 8)  # two groups
+    x = torch.randn(3, 64, 6, 5).to(memory_format=layout).requires_grad_()
+    cond, gradient = torch.randn(3, 8, requires_grad=True), torch.randn(3, 64, 6, 5)
+    leaves = (x, cond, *norm.parameters())
+    scale, shift = norm.linear(cond)[:, :, None, None].chunk(2, dim=1)
+    expected = F.silu(F.group_norm(x, 2) * (1 + scale) + shift)
+    output = norm(x, cond)
+    torch.testing.assert_close(output, expected)
+    for a, b in zip(
+        torch.autograd.grad(output, leaves, gradient), torch.autograd.grad(expected, leaves, gradient), strict=True
+    ):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_norm_in_bfloat16():
+    """As autocast runs it: its gradients are those of float32 to the precision of bfloat16."""
+    torch.manual_seed(0)
+    norm, cond, gradients = AdaGroupNorm(32, 8), torch.randn(3, 8), []
+    for enabled in (False, True):
+        x = torch.randn(3, 32, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = norm(x.bfloat16() if enabled else x, cond)
+        assert output.dtype == (torch.bfloat16 if enabled else torch.float32)
+        norm.zero_grad()
+        output.float().square().mean().backward()
+        gradients.append(torch.cat([x.grad.flatten() * 100, norm.linear.weight.grad.flatten()]))
+    assert (gradients[0] - gradients[1]).norm() < 0.03 * gradients[0].norm()
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_what_attention_is_added_to(normed):
+    """Its output starts at zero, so that it is its skip at first: its input, or in DIAMOND's code the norm of it."""
+    attention, x = SelfAttention(16, normed), torch.randn(2, 16, 4, 4) * 3 + 1
+    torch.testing.assert_close(attention(x), F.group_norm(x, 1) if normed else x)
