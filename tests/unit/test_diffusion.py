@@ -10,6 +10,7 @@ from tests import conformance
 from worldmodels.config import build, conf_dir, sized
 from worldmodels.imagination import LoggedActions, RandomPolicy, imagine
 from worldmodels.models.diffusion import DiffusionWorldModel, images_of, to_float, to_uint8
+from worldmodels.nn.unet import SelfAttention
 from worldmodels.ops.edm import SCHEDULERS, preconditioners
 from worldmodels.types import UserError
 
@@ -69,7 +70,8 @@ def test_smaller_sizes_mend_the_defects(size):
     assert d.rounding
     assert (model.sampler["start"], model.sampler["quantize"]) == ("sigma", "last")
     assert (r.rewards, r.life_loss, r.unknown_next, r.terminal_frame) == ("two_hot", "apart", "masked", "logged")
-    assert not any(block.attention.normed_skip for block in d.network.unet.encoder.middle)
+    attending = [m for m in d.modules() if isinstance(m, SelfAttention)]
+    assert bool(attending) == (size == "small") and not any(m.normed_skip for m in attending)
 
 
 def test_quantizing_once_is_finer_than_at_every_call():

@@ -1,9 +1,11 @@
-"""nn/unet.py: the norm that keeps less for its gradients is the composition that it stands for."""
+"""The norm that keeps less for its gradients is the composition that it stands for; dilated blocks know no grid."""
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from worldmodels.nn.dilated import DilatedNet
 from worldmodels.nn.unet import AdaGroupNorm, SelfAttention
 
 
@@ -44,3 +46,14 @@ def test_what_attention_is_added_to(normed):
     """Its output starts at zero, so that it is its skip at first: its input, or in DIAMOND's code the norm of it."""
     attention, x = SelfAttention(16, normed), torch.randn(2, 16, 4, 4) * 3 + 1
     torch.testing.assert_close(attention(x), F.group_norm(x, 1) if normed else x)
+
+
+def test_the_dilated_network_treats_all_places_alike():
+    torch.manual_seed(0)
+    net = DilatedNet(8, 4, [1, 2, 4])
+    for block in net.blocks:
+        nn.init.normal_(block.conv2.weight, std=0.1)  # they start at zero
+    x, cond = torch.randn(1, 8, 40, 40), torch.randn(1, 4)
+    inside = (..., slice(15, 25), slice(15, 25))
+    moved, expected = net(x.roll((1, 3), (2, 3)), cond)[inside], net(x, cond).roll((1, 3), (2, 3))[inside]
+    assert (moved - expected).norm() < 0.02 * expected.norm(), "but for the norms' statistics, which know the borders"

@@ -7,6 +7,7 @@ Legend: B batch, L frames of context, T transitions, C colour channels, H and W 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodels.models.reward import RewardModel
+from worldmodels.nn.dilated import DilatedNet
 from worldmodels.nn.unet import UNet, conv3x3, groups
 from worldmodels.nn.unet2d import UNet2D
 from worldmodels.ops.categorical import expectation
@@ -67,7 +69,7 @@ class FourierFeatures(nn.Module):
 
 
 class DenoiserNetwork(nn.Module):
-    """The network F of EDM: U-Net over the stacked context and the noisy frame, conditioned on noise level and actions.
+    """The network F of EDM over the stacked context and the noisy frame, conditioned on noise level and actions.
 
     Args:
         num_actions: size A of the action vocabulary.
@@ -80,7 +82,9 @@ class DenoiserNetwork(nn.Module):
         patch: side of the pixel patches that are folded into channels before the first convolution (1: none).
         hints: further frames that come with the context.
         normed_skip: as in `nn.unet.SelfAttention` (DIAMOND: true).
-        backbone: "unet" for our own, "unet2d" for diffusers' (`nn.unet2d`), which has no `normed_skip`.
+        backbone: "unet" for our own, "unet2d" for diffusers' (`nn.unet2d`), which has no `normed_skip`, "dilated" for
+            one level of `channels` (`nn.dilated`), which knows neither depths nor attention.
+        dilations: of the blocks of the dilated backbone.
 
     Raises:
         UserError: another backbone.
@@ -93,16 +97,17 @@ class DenoiserNetwork(nn.Module):
         context: int,
         cond_channels: int,
         channels: list[int],
-        depths: list[int],
-        attention: list[bool],
+        depths: Sequence[int] = (),
+        attention: Sequence[bool] = (),
         patch: int = 1,
         hints: int = 0,
         normed_skip: bool = False,
         backbone: str = "unet",
+        dilations: Sequence[int] = (1, 2, 4, 1, 2),
     ) -> None:
         super().__init__()
-        if backbone not in ("unet", "unet2d"):
-            raise UserError(f"network.backbone is {backbone!r}; allowed are 'unet' and 'unet2d'.")
+        if backbone not in ("unet", "unet2d", "dilated"):
+            raise UserError(f"network.backbone is {backbone!r}; allowed are 'unet', 'unet2d' and 'dilated'.")
         self.patch, self.backbone = patch, backbone
         self.noise_embedding = FourierFeatures(cond_channels)
         self.action_embedding = nn.Embedding(num_actions, cond_channels // context)
@@ -111,10 +116,13 @@ class DenoiserNetwork(nn.Module):
         )
         channels_in, channels_out = (context + hints + 1) * image_channels * patch**2, image_channels * patch**2
         if backbone == "unet2d":
-            self.unet = UNet2D(channels_in, channels_out, channels, depths, cond_channels, attention)
+            self.unet = UNet2D(channels_in, channels_out, channels, list(depths), cond_channels, list(attention))
             return
         self.conv_in = conv3x3(channels_in, channels[0])
-        self.unet = UNet(channels, depths, cond_channels, attention, normed_skip)
+        if backbone == "dilated":
+            self.unet = DilatedNet(channels[0], cond_channels, list(dilations))
+        else:
+            self.unet = UNet(channels, list(depths), cond_channels, list(attention), normed_skip)
         self.norm_out = nn.GroupNorm(groups(channels[0]), channels[0])
         self.conv_out = conv3x3(channels[0], channels_out)
         nn.init.zeros_(self.conv_out.weight)
@@ -145,8 +153,8 @@ class Denoiser(nn.Module):
         reach: for "moved", the largest displacement in a step, pixels down and across.
         still: a pixel that is predicted this close to the centre, in [-1, 1], is left as the centre has it, so that
             faint errors do not add up over a rollout (DIAMOND: 0).
-        changed_weight: weight in the loss of pixels that differ from the last context frame by more than 8/255,
-            where the others weigh 1. 1 is DIAMOND's plain mean.
+        changed_weight: weight in the loss of pixels that differ from the last context frame, or from where "moved"
+            expects things, by more than 8/255, where the others weigh 1. 1 is DIAMOND's plain mean.
         rollout: how many further targets are conditioned on the model's own output (DIAMOND: 1).
         rollout_share: share of the batches that have these further targets; the others cost half as much (DIAMOND: 1).
         rounding: whether frames are rounded to 8 bits; DIAMOND cuts the fraction off.
@@ -244,7 +252,10 @@ class Denoiser(nn.Module):
             # EDM's loss on the network's output: the denoised frame's error divided by c_out
             error = ((denoised - target) / c_out).square()
             if self.changed_weight != 1:
-                changed = (target - context[:, -1]).abs().amax(1, keepdim=True) > 2 * 8 / 255
+                wrong = (target - context[:, -1]).abs()
+                if self.centre == "moved":  # where something was expected and did not come
+                    wrong = torch.maximum(wrong, (target - centre).abs())
+                changed = wrong.amax(1, keepdim=True) > 2 * 8 / 255
                 error = error * torch.where(changed, self.changed_weight, 1.0)
             real = segment.next_mask[:, t - 1].float()
             losses.append((error.mean((1, 2, 3)) * real).sum() / real.sum().clamp(min=1))
@@ -309,7 +320,7 @@ class DiffusionWorldModel(nn.Module):
         Autocast would convert every weight at every call, which one row at a time costs more than it saves.
         """
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.GroupNorm) and self.denoiser.network.backbone == "unet":
+            if isinstance(module, nn.Conv2d | nn.GroupNorm) and self.denoiser.network.backbone != "unet2d":
                 module.to(torch.bfloat16)
         return self.eval().requires_grad_(False)
 

@@ -108,11 +108,12 @@ class ResBlock(nn.Module):
         cond_channels: int,
         attention: bool = False,
         normed_skip: bool = False,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         self.skip = nn.Identity() if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
         self.norm1 = AdaGroupNorm(channels_in, cond_channels)
-        self.conv1 = conv3x3(channels_in, channels_out)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=dilation, dilation=dilation)
         self.norm2 = AdaGroupNorm(channels_out, cond_channels)
         self.conv2 = conv3x3(channels_out, channels_out)
         self.attention = SelfAttention(channels_out, normed_skip) if attention else nn.Identity()
