@@ -102,7 +102,7 @@ def our_update(model: DiffusionWorldModel, part: str, next_batch: Callable[[], S
         segment = next_batch()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             if part == "denoiser":
-                loss, _ = model.denoiser.loss(segment, generator)
+                loss, *_ = model.denoiser.loss(segment, generator)
             else:
                 frames = to_float(segment.obs)
                 loss, _ = model.reward_model.loss(segment, frames[:, :-1], frames[:, 1:])

@@ -150,7 +150,10 @@ class WorldModel(Protocol):
     """A model of the environment that owns its loss: training, imagination and metrics need nothing else."""
 
     def loss(self, segment: Segment, generator: torch.Generator | None = None) -> tuple[Tensor, Metrics]:
-        """Scalar loss of a batch of segments, and scalar metrics by name."""
+        """Scalar loss of a batch of segments, and scalar metrics by name.
+
+        Among them may be `window_loss` (B,), by which windows are drawn where `data.priority` is on.
+        """
         ...
 
     def start(self, context: Segment) -> State:

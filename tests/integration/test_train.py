@@ -117,3 +117,14 @@ def _column(path: Path, name: str) -> list[float]:
 
     with path.open(newline="") as file:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def test_windows_that_are_hard_are_drawn_more_often(in_process: RUN, catch_store: Path, tmp_path: Path) -> None:
+    settings = ["data.priority.alpha=1.0", "data.priority.beta=0", "data.priority.block=1", "data.event_share=0.25"]
+    args = ["train", "experiment=catch", f"store={catch_store}", f"out={tmp_path}", *QUICK, "trainer.max_steps=40"]
+    code, _, err = in_process(*args, *settings)
+    assert code == 0, err
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    leaves = state["StoreDataModule"]["priorities"]["leaves"]
+    seen = leaves[leaves != 1]
+    assert 20 < len(seen) < len(leaves) and (seen > 0).all() and len(seen.unique()) > 15, "losses, not constants"

@@ -218,7 +218,7 @@ def test_loss_of_an_untrained_network_is_the_variance_of_its_target():
     model = micro(denoiser={"sigma_offset": 0.0})
     segment = conformance.random_segment(16, 5, 3, 16)
     scale = to_float(segment.obs).std().item() / 0.5
-    loss, _ = model.denoiser.loss(segment, conformance.generator())
+    loss, *_ = model.denoiser.loss(segment, conformance.generator())
     assert 0.7 < loss.item() < 1.3 * scale**2
 
 
@@ -236,7 +236,7 @@ def test_masked_rows_do_not_count():
 def test_second_target_is_conditioned_on_the_models_own_output():
     model = micro(denoiser={"rollout": 2})
     segment = conformance.random_segment(2, model.min_length, 3, 16)
-    _, seen = model.denoiser.loss(segment, conformance.generator())
+    _, seen, _ = model.denoiser.loss(segment, conformance.generator())
     real = to_float(segment.obs)
     assert torch.equal(seen[:, :4], real[:, :4])
     assert (seen[:, 4:] != real[:, 4:]).flatten(2).any(-1).all()

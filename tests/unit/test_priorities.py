@@ -48,13 +48,14 @@ def test_sums_do_not_drift():
     assert abs(tree.total / values.sum(dtype=np.float64) - 1) < 1e-5
 
 
-def test_windows_are_drawn_by_priority_and_evenly_in_a_block():
-    p = Priorities(WINDOWS, alpha=0.5, beta=1.0, lag=1)
+@pytest.mark.parametrize("block", [1, 7, BLOCK])
+def test_windows_are_drawn_by_priority_and_evenly_in_a_block(block):
+    p = Priorities(WINDOWS, alpha=0.5, beta=1.0, lag=1, block=block)
     every = np.arange(WINDOWS)
     priority = np.array([1, 4, 16, 0.25, 1, 9.0])
-    p.update(0, every, priority[every // BLOCK])
+    p.update(0, every, priority[every // block % 6])
     draws = np.concatenate([p.draw(k, rng(k), 500) for k in range(1, 201)])
-    mass = np.sqrt(priority[every // BLOCK])
+    mass = np.sqrt(priority[every // block % 6])
     want = mass / mass.sum() * len(draws)
     chi2 = ((np.bincount(draws, minlength=WINDOWS) - want) ** 2 / want).sum()
     assert abs(chi2 - (WINDOWS - 1)) < 5 * np.sqrt(2 * WINDOWS)
@@ -131,6 +132,8 @@ def test_bad_priorities(priority):
 
 
 def test_bad_settings_and_states():
+    with pytest.raises(UserError, match="data.priority.block=0 must be"):
+        Priorities(WINDOWS, 1.0, 0.5, LAG, block=0)
     with pytest.raises(UserError, match="data.priority.alpha=-1"):
         Priorities(WINDOWS, -1, 0.5, LAG)
     state = Priorities(WINDOWS, 1.0, 0.5, LAG).state_dict(0)

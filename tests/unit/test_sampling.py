@@ -183,6 +183,19 @@ def test_priorities(store):
     assert (draw.windows(draw(1)) >= 64).any() and (draw.windows(draw(2)) < 64).all()
 
 
+def test_events_beside_priorities(store):
+    """A share of the batch is drawn around events, and the rest of it by priority."""
+    draw = sampler(store, batch=64, event_share=0.5, priority={"alpha": 1.0, "beta": 0.0, "block": 1})
+    hard = np.array(sorted(every_window(store, (0, 3, 5, 7), 8, 0)))[5]
+    windows = np.arange(draw._windows.size)
+    draw.priorities.update(0, windows, np.where(windows == draw.windows(hard[None])[0], 1e6, 1e-6))
+    draw(0)
+    starts = draw(1)
+    around = store.read(starts[:32], 8)
+    assert ((around.reward != 0) | around.terminated).any(1).all() and len(np.unique(starts[:32], axis=0)) > 5
+    assert (starts[32:] == hard).all()
+
+
 def test_memory_is_by_episode_not_by_window():
     held = {}
     for length in (300, 30_000):

@@ -15,6 +15,7 @@ from worldmodels.data.card import Card
 from worldmodels.data.disk import is_url
 from worldmodels.data.loading import Batches, Draw, Reader, Relabel, Windows
 from worldmodels.data.mixing import Mixture, open_stores
+from worldmodels.data.priorities import BLOCK
 from worldmodels.data.relabel import future_goals
 from worldmodels.data.sampling import WindowSampler, even_windows
 from worldmodels.data.transforms import Transform
@@ -46,7 +47,7 @@ class StoreDataModule(LightningDataModule):
         prefetch: batches that are read ahead, by one thread or by each worker.
         replacement: false shows every training window once before any comes again.
         weights: `game`, `recency` and `return`, as in `EpisodeWeights`.
-        priority: `alpha` (None: off) and `beta`, as in `Priorities`; tell `update` the priorities.
+        priority: `alpha` (None: off), `beta` and `block`, as in `Priorities`; tell `update` the priorities.
         relabel: `future`, or a function as those in `RELABEL`, called on every training batch.
         transform: `size` and `colour` of the frames, as in `Transform`.
         workers: processes that read training batches in place of the thread; the batches are the same.
@@ -76,7 +77,7 @@ class StoreDataModule(LightningDataModule):
         self.validation = _settings(
             "validation", validation, {"windows": 64, "length": length, "batch_size": batch_size}
         )
-        self.priority = _settings("priority", priority, {"alpha": None, "beta": 0.4})
+        self.priority = _settings("priority", priority, {"alpha": None, "beta": 0.4, "block": BLOCK})
         self.transform = _settings("transform", transform, {"size": None, "colour": None})
         if isinstance(relabel, str) and relabel not in RELABEL:
             raise UserError(f"data.relabel={relabel} is unknown; choose one of {', '.join(RELABEL)}, or null")

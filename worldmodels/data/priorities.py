@@ -8,7 +8,7 @@ import torch
 
 from worldmodels.types import UserError
 
-BLOCK = 64  # windows that share one priority: neighbours overlap, and the tree stays small
+BLOCK = 64  # windows that share one priority by default: neighbours overlap, and the tree stays small
 
 
 class SumTree:
@@ -81,16 +81,19 @@ class Priorities:
         alpha: 0 is uniform, 1 in proportion to the priorities.
         beta: 0 is no importance weight, 1 makes up for the priorities in full.
         lag: at least the greatest number of batches between drawing one and updating it.
+        block: windows in a block; 8 bytes of memory each.
 
     Raises:
-        UserError: alpha or beta is out of range.
+        UserError: alpha, beta or block is out of range.
     """
 
-    def __init__(self, windows: int, alpha: float, beta: float, lag: int) -> None:
+    def __init__(self, windows: int, alpha: float, beta: float, lag: int, block: int = BLOCK) -> None:
         if not (0 <= alpha < np.inf and 0 <= beta < np.inf):
             raise UserError(f"data.priority.alpha={alpha} and beta={beta} must be numbers of 0 or more")
-        self._windows, self._alpha, self._beta, self._lag = windows, alpha, beta, lag
-        sizes = np.full(-(-windows // BLOCK), BLOCK, np.float32)
+        if type(block) is not int or block < 1:
+            raise UserError(f"data.priority.block={block} must be a whole number of at least 1")
+        self._windows, self._alpha, self._beta, self._lag, self._block = windows, alpha, beta, lag, block
+        sizes = np.full(-(-windows // block), block, np.float32)
         sizes[-1:] = self._sizes(np.array([len(sizes) - 1]))
         self._tree = SumTree(sizes)
         self._waiting: deque[tuple[int, np.ndarray, np.ndarray]] = deque()  # batch, blocks, leaves
@@ -103,11 +106,11 @@ class Priorities:
             self._applied.append((number, blocks, leaves, self._tree.leaves[blocks]))
             self._tree.set(blocks, leaves)
         block = self._tree.find(rng.random(size) * self._tree.total)
-        return block * BLOCK + rng.integers(self._sizes(block))
+        return block * self._block + rng.integers(self._sizes(block))
 
     def importance(self, windows: np.ndarray) -> np.ndarray:
         """Weights (B,) float32 of the `windows` drawn last, the greatest of them 1."""
-        block = windows // BLOCK
+        block = windows // self._block
         chance = self._tree.leaves[block].astype(np.float64) / self._sizes(block) / self._tree.total
         weights = (self._windows * chance) ** -self._beta
         return (weights / weights.max()).astype(np.float32)
@@ -124,7 +127,7 @@ class Priorities:
                 f"batch {k} was given a priority of {priorities[~fine][0]}; priorities are finite and above 0, so add "
                 "a small constant to them"
             )
-        blocks, place, count = np.unique(windows // BLOCK, return_inverse=True, return_counts=True)
+        blocks, place, count = np.unique(windows // self._block, return_inverse=True, return_counts=True)
         mean = np.bincount(place, priorities) / count
         self._waiting.append((k, blocks, (mean**self._alpha * self._sizes(blocks)).astype(np.float32)))
         while self._applied and self._applied[0][0] <= k - self._lag:
@@ -160,4 +163,4 @@ class Priorities:
 
     def _sizes(self, blocks: np.ndarray) -> np.ndarray:
         """Number of windows in each block: the last one may be smaller."""
-        return np.minimum(BLOCK, self._windows - blocks * BLOCK)
+        return np.minimum(self._block, self._windows - blocks * self._block)

@@ -7,7 +7,7 @@ import numpy as np
 
 from worldmodels.data.mixing import Mixture
 from worldmodels.data.permutation import permuted
-from worldmodels.data.priorities import Priorities
+from worldmodels.data.priorities import BLOCK, Priorities
 from worldmodels.data.scan import episode_returns, event_steps
 from worldmodels.data.store import Store
 from worldmodels.data.weights import ALIKE, Choice, EpisodeWeights, checked
@@ -35,7 +35,8 @@ class WindowSampler:
             the number of the pass decide; the share around events is drawn besides.
         weights: of games, recent and successful episodes, as `EpisodeWeights` has them.
         games: (n,) number of the game that each of `episodes` is of; by default all are of one.
-        priority: `alpha` and `beta` of `Priorities`, which are off where `alpha` is None.
+        priority: `alpha`, `beta` and `block` of `Priorities`, which are off where `alpha` is None. Only with beta 0
+            there may be a share around events as well, since importance weights know nothing of it.
         lag: of `Priorities`.
 
     Raises:
@@ -66,13 +67,14 @@ class WindowSampler:
                 f"batch_size={batch_size}, length={length}, left_padding={left_padding}, event_share={event_share} do"
                 " not fit: at least one window of one transition, 0 <= left_padding < length, 0 <= event_share <= 1"
             )
-        priority = {"alpha": None, "beta": None, **(priority or {})}
+        priority = {"alpha": None, "beta": None, "block": BLOCK, **(priority or {})}
         prioritised = priority["alpha"] is not None
         alike = checked(weights or {}) == ALIKE
-        if (prioritised and (event_share or not replacement)) or not (alike or (replacement and not prioritised)):
+        weighed_events = event_share and priority["beta"]
+        if (prioritised and (weighed_events or not replacement)) or not (alike or (replacement and not prioritised)):
             raise UserError(
                 "data.priority and data.replacement=false each decide alone what is drawn: with either there are no "
-                "data.weights, with priorities no data.event_share, and not both of them"
+                "data.weights, with priorities no data.event_share unless data.priority.beta=0, and not both of them"
             )
         order = np.argsort(episodes)
         self.episodes = np.asarray(episodes, np.int64)[order]
@@ -90,7 +92,8 @@ class WindowSampler:
         self._seed, self._rank, self._world, self._walks = seed % 2**64, rank, world, not replacement
         self.priorities: Priorities | None = None
         if prioritised:
-            self.priorities = Priorities(self._windows.size, priority["alpha"], priority["beta"], lag)
+            alpha, beta, block = (priority[name] for name in ("alpha", "beta", "block"))
+            self.priorities = Priorities(self._windows.size, alpha, beta, lag, block)
 
     def __call__(self, k: int) -> np.ndarray:
         """Windows of batch `k`: (B, 2) int64, episode and first step."""

@@ -14,6 +14,7 @@ from worldmodels.imagination import LoggedActions, imagine
 from worldmodels.types import Segment, UserError
 
 SCHEDULES = ("constant", "cosine", "linear")
+LEAST_PRIORITY = 1e-3  # a window with a perfect prediction is still drawn now and then
 NOT_DECAYED = (nn.Embedding, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -78,6 +79,10 @@ class WorldModelLearner(L.LightningModule):
         )
         generator = torch.Generator(self.device).manual_seed(int(key[0] >> 1))
         loss, metrics = self.model.loss(segment, generator)
+        each = metrics.pop("window_loss", None)
+        if each is not None and "starts" in segment.side:  # windows that are hard are drawn more often
+            datamodule: Any = self.trainer.datamodule  # pyrefly: ignore
+            datamodule.update(segment.side["starts"], each.float() + LEAST_PRIORITY)
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=segment.batch_size)
         return loss
 

@@ -232,14 +232,16 @@ class Denoiser(nn.Module):
             image = torch.where((image - centre).abs().amax(1, keepdim=True) > self.still, image, centre)
         return to_float(to_uint8(image, self.rounding))
 
-    def loss(self, segment: Segment, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def loss(self, segment: Segment, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Mean denoising loss over the targets after the first L frames, and the frames as the model saw them.
 
         Returns:
-            The scalar loss, and (B, T+1, C, H, W) float frames in which targets are replaced by the model's own output.
+            The scalar loss, in which a window counts by its `importance` in `side`, if there is one; (B, T+1, C, H, W)
+            float frames in which targets are replaced by the model's own output; and the loss (B,) of each window.
         """
         frames = list(images_of(segment, self.padding).unbind(1))
-        losses, rollout = [], self.rollout
+        losses, each, rollout = [], [], self.rollout
+        importance = segment.side.get("importance", 1.0)
         if torch.rand((), generator=generator, device=segment.obs.device) >= self.rollout_share:
             rollout = 0
         for t in range(self.context, self.context + 1 + rollout):
@@ -258,9 +260,10 @@ class Denoiser(nn.Module):
                 changed = wrong.amax(1, keepdim=True) > 2 * 8 / 255
                 error = error * torch.where(changed, self.changed_weight, 1.0)
             real = segment.next_mask[:, t - 1].float()
-            losses.append((error.mean((1, 2, 3)) * real).sum() / real.sum().clamp(min=1))
+            each.append(error.mean((1, 2, 3)) * real)
+            losses.append((each[-1] * importance).sum() / real.sum().clamp(min=1))
             frames[t] = self.quantize(denoised.detach(), centre)
-        return torch.stack(losses).mean(), torch.stack(frames, dim=1)
+        return torch.stack(losses).mean(), torch.stack(frames, dim=1), torch.stack(each).mean(0).detach()
 
 
 class DiffusionWorldModel(nn.Module):
@@ -347,7 +350,7 @@ class DiffusionWorldModel(nn.Module):
         """
         self._check(segment)
         tail = segment.steps(segment.length - self.min_length, segment.length)
-        denoising, seen = self.denoiser.loss(tail, generator)
+        denoising, seen, each = self.denoiser.loss(tail, generator)
         frames = images_of(segment, self.denoiser.padding)
         next_frames = frames[:, 1:]
         if self.own_frames:
@@ -356,7 +359,7 @@ class DiffusionWorldModel(nn.Module):
             next_frames = torch.where(own[:, None, None, None, None], seen[:, 1:], next_frames)
         reward, metrics = self.reward_model.loss(segment, frames[:, :-1], next_frames)
         loss = denoising + reward
-        return loss, {"loss": loss.detach(), "loss_denoising": denoising.detach(), **metrics}
+        return loss, {"loss": loss.detach(), "loss_denoising": denoising.detach(), **metrics, "window_loss": each}
 
     def _check(self, segment: Segment) -> None:
         """Frames and length must be what the networks were built for."""
