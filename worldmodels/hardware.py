@@ -81,10 +81,12 @@ def precision(name: str = "auto", device: str = "cpu") -> str:
     """Lightning's precision: `auto` is "bf16-mixed" where the hardware multiplies it, else "32-true".
 
     Raises:
-        UserError: it is unknown.
+        UserError: it is unknown, or bfloat16 is asked for where it would be emulated.
     """
     if name not in PRECISIONS:
         raise UserError(f"precision '{name}' is unknown; choose one of {', '.join(PRECISIONS)}")
+    if name.startswith("bf16") and not has_bf16(device):
+        raise UserError(f"precision={name} needs bfloat16, which this machine's {device} lacks; use auto or 32-true")
     if name != "auto":
         return name
     return "bf16-mixed" if has_bf16(device) else "32-true"

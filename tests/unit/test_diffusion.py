@@ -329,6 +329,9 @@ def test_learns_a_moving_square():
     [
         ({"denoiser": {"centre": "first"}}, "allowed are 'none', 'last' and 'moved'"),
         ({"denoiser": {"padding": "white"}}, "allowed are 'grey' and 'black'"),
+        ({"sampler": {"sigma_max": 30.0}}, "sigma_max=30.0 must rise within what"),
+        ({"sampler": {"sigma_min": 0.0}}, "sampler.sigma_min=0.0"),
+        ({"sampler": {"sigma_min": 6.0}}, "sampler.sigma_min=6.0"),
         ({"sampler": {"start": "two"}}, "sampler.start is 'two'; allowed are 'unit', 'sigma'"),
         ({"sampler": {"scheduler": "DDIM"}}, "allowed are None, 'EDMEulerScheduler'"),
         (
@@ -359,3 +362,10 @@ def test_bad_segments():
         model.loss(conformance.random_segment(1, 4, 3, 16))
     with pytest.raises(UserError, match="image_size"):
         model.loss(conformance.random_segment(1, 5, 3, 32))
+    with pytest.raises(UserError, match="image_size"):
+        model.start(conformance.random_segment(1, 5, 3, 32))
+    segment = conformance.random_segment(1, 5, 3, 16)
+    with pytest.raises(UserError, match="torch.float32"):
+        model.loss(replace(segment, obs=segment.obs.float()))
+    with pytest.raises(UserError, match="0 transitions but the model needs 1"):
+        model.start(segment.steps(5, 5))

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from tests.conformance import random_segment
 from tests.conftest import ROOT
-from worldmodels.callbacks import EMA, AtomicCheckpointIO
+from worldmodels.callbacks import EMA, AtomicCheckpointIO, LastCheckpoint
 from worldmodels.config import build, sized
 from worldmodels.hardware import accelerator, precision
 from worldmodels.learners.world_model import WorldModelLearner
@@ -119,6 +120,11 @@ def test_a_full_disk_is_told_as_such_while_a_checkpoint_is_written(tmp_path: Pat
 def test_hardware_settings() -> None:
     assert accelerator("auto") in ("cpu", "cuda", "mps")
     assert precision("auto", "cpu") in ("bf16-mixed", "32-true")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("worldmodels.hardware.has_bf16", lambda device: False)
+        assert precision("auto", "cpu") == "32-true"
+        with pytest.raises(UserError, match="precision=bf16-mixed needs bfloat16"):
+            precision("bf16-mixed", "cpu")
     with pytest.raises(UserError, match="precision 'fp8' is unknown; choose one of auto"):
         precision("fp8")
     with pytest.raises(UserError, match="trainer.accelerator=tpu is unknown"):
@@ -129,3 +135,29 @@ def test_models_are_built_from_settings_alone(model: dict[str, Any]) -> None:
     a, b = WorldModelLearner(model).model, build(model)
     b.load_state_dict(a.state_dict())
     assert set(a.components()) == {"denoiser", "reward_model"}
+
+
+def test_a_loss_that_is_not_finite_names_its_batch_and_spares_the_weights(
+    model: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the third batch the network's weights are broken; last.ckpt has what two batches had made of them."""
+    learner = WorldModelLearner(model, warmup=1)
+    kept: list[dict[str, torch.Tensor]] = []
+
+    class Break(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, learner: L.LightningModule, batch: Any, index: int) -> None:
+            if index == 2:
+                kept.append({k: v.clone() for k, v in learner.state_dict().items()})
+                monkeypatch.setattr(learner.model, "loss", lambda *_: (torch.tensor(float("nan")), {}))
+
+    last = LastCheckpoint(str(tmp_path / "last.ckpt"), every=100)
+    segment = random_segment(2, learner.model.min_length, 3, 20)
+    trainer = L.Trainer(
+        max_steps=5, accelerator="cpu", logger=False, enable_checkpointing=True, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[Break(), last], default_root_dir=tmp_path,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"batch 2 \(seed 0, rank 0\) is nan"):
+        trainer.fit(learner, torch.utils.data.DataLoader([segment] * 5, batch_size=None))
+    stored = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert stored["global_step"] == 2
+    assert all(torch.equal(v, stored["state_dict"][k]) for k, v in kept[0].items())

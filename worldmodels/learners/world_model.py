@@ -79,6 +79,12 @@ class WorldModelLearner(L.LightningModule):
         )
         generator = torch.Generator(self.device).manual_seed(int(key[0] >> 1))
         loss, metrics = self.model.loss(segment, generator)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss of batch {progress.processed} (seed {self.hparams['seed']}, rank {self.global_rank}) is "
+                f"{loss.item()}; last.ckpt holds the weights from before it, and a lower learner.lr or "
+                "trainer.precision=32-true may keep it finite"
+            )
         each = metrics.pop("window_loss", None)
         if each is not None and "starts" in segment.side:  # windows that are hard are drawn more often
             datamodule: Any = self.trainer.datamodule  # pyrefly: ignore

@@ -284,7 +284,8 @@ class DiffusionWorldModel(nn.Module):
             of the logged ones, so that it reads imagined frames as well (DIAMOND: 0).
 
     Raises:
-        UserError: if a size is not a multiple of the patch, or a choice of the sampler is unknown.
+        UserError: if a size is not a multiple of the patch, or a choice or noise level of the sampler is not one
+            that there is.
     """
 
     def __init__(
@@ -308,6 +309,12 @@ class DiffusionWorldModel(nn.Module):
         for name, allowed in (choices | {"scheduler": (None, *SCHEDULERS)}).items():
             if (value := sampler.get(name, allowed[0])) not in allowed:
                 raise UserError(f"sampler.{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}.")
+        trained = {"sigma_min": 2e-3, "sigma_max": 20.0} | (denoiser.get("noise") or {})
+        if not 0 < trained["sigma_min"] <= sampler["sigma_min"] < sampler["sigma_max"] <= trained["sigma_max"]:
+            raise UserError(
+                f"sampler.sigma_min={sampler['sigma_min']} and sampler.sigma_max={sampler['sigma_max']} must rise "
+                f"within what is trained, denoiser.noise.sigma_min={trained['sigma_min']} to {trained['sigma_max']}."
+            )
         self.denoiser = Denoiser(**{**denoiser, "network": shared | denoiser["network"]})
         self.reward_model = RewardModel(**shared, image_size=image_size, **reward_model)
         self.num_actions, self.image_size, self.image_channels = num_actions, image_size, image_channels
@@ -348,7 +355,7 @@ class DiffusionWorldModel(nn.Module):
         Raises:
             UserError: if the segment is too short or its frames are of another size.
         """
-        self._check(segment)
+        self._check(segment, self.min_length)
         tail = segment.steps(segment.length - self.min_length, segment.length)
         denoising, seen, each = self.denoiser.loss(tail, generator)
         frames = images_of(segment, self.denoiser.padding)
@@ -361,7 +368,7 @@ class DiffusionWorldModel(nn.Module):
         loss = denoising + reward
         return loss, {"loss": loss.detach(), "loss_denoising": denoising.detach(), **metrics, "window_loss": each}
 
-    def _check(self, segment: Segment) -> None:
+    def _check(self, segment: Segment, least: int) -> None:
         """Frames and length must be what the networks were built for."""
         expected = (self.image_channels, self.image_size, self.image_size)
         if segment.obs.shape[2:] != expected or segment.obs.dtype != torch.uint8:
@@ -369,10 +376,10 @@ class DiffusionWorldModel(nn.Module):
                 f"The model takes frames {expected} uint8 (channels, height, width) but got "
                 f"{tuple(segment.obs.shape[2:])} {segment.obs.dtype}; set model.image_size and model.image_channels."
             )
-        if segment.length < self.min_length:
+        if segment.length < least:
             raise UserError(
-                f"Segments have {segment.length} transitions but the model needs {self.min_length}; "
-                f"set data.length={self.min_length} or more."
+                f"Segments have {segment.length} transitions but the model needs {least}; "
+                f"set data.length={least} or more (burn_in where a dream begins)."
             )
 
     @torch.no_grad()
@@ -382,7 +389,11 @@ class DiffusionWorldModel(nn.Module):
         Args:
             context: obs (B, T+1, C, H, W) uint8; with fewer than L frames the missing ones are padding, as before the
                 start of an episode.
+
+        Raises:
+            UserError: if it holds no transition, or its frames are of another size or type.
         """
+        self._check(context, 1)
         frames, action, missing = context.obs, context.action, self.context - context.obs.shape[1]
         if missing > 0:
             # no level is exactly the grey of training; 128 is 0.004 away

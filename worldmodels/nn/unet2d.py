@@ -4,7 +4,6 @@ It differs in that its norms adapt to the condition only in the second half of a
 middle. Legend: B batch, C channels, H and W pixels, D condition.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -68,9 +67,6 @@ class UNet2D(nn.Module):
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         h, w = x.shape[-2:]
-        x = F.pad(
-            x,
-            (0, math.ceil(w / self.multiple) * self.multiple - w, 0, math.ceil(h / self.multiple) * self.multiple - h),
-        )
+        x = F.pad(x, (0, -w % self.multiple, 0, -h % self.multiple))
         time = torch.zeros(len(x), device=x.device)
         return self.net(x, time, class_labels=cond, return_dict=False)[0][..., :h, :w]
