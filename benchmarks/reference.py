@@ -202,8 +202,11 @@ def compare(modules: SimpleNamespace, ours: DiffusionWorldModel) -> dict[str, fl
         torch.rand((), generator=g)  # ours asks whether this batch has a second target; at paper size each has
         denoiser(batch_of(modules, short))[0].backward()
         figures["denoiser_gradient"] = _gradients_apart(ours.denoiser.network, denoiser)
-        # the reference looks up one end in a row of a batch, so that no row may have more
-        segment = replace(segment, terminated=segment.terminated & (segment.terminated.cumsum(1) == 1))
+        # the reference looks up one end in a row of a batch, so that no row may have more,
+        # and nothing real after it, since it overwrites that frame
+        terminated = segment.terminated & (segment.terminated.cumsum(1) == 1)
+        going_on = terminated.cumsum(1) - terminated.long() == 0
+        segment = replace(segment, terminated=terminated, mask=going_on)
         ours.reward_model.loss(segment, frames[:, :-1], frames[:, 1:])[0].backward()
         batch = batch_of(modules, segment)
         batch.end[:, :-1] = segment.terminated
