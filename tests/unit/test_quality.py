@@ -9,7 +9,11 @@ import torch
 from tests.unit.test_objects import pong_frame
 from worldmodels.data.card import make_card
 from worldmodels.data.store import Store
-from worldmodels.evaluation.quality import changed_pixels, reward_quality, rollout_quality, summary, window_starts
+from worldmodels.evaluation.averages import mean_figures
+from worldmodels.evaluation.events import reward_quality
+from worldmodels.evaluation.frames import changed_pixels
+from worldmodels.evaluation.quality import rollout_quality, summary
+from worldmodels.evaluation.rollouts import window_starts
 from worldmodels.types import Episode, Step, UserError
 
 RIGHT, LEFT = 3, 4
@@ -88,7 +92,10 @@ def test_a_perfect_model(store):
     assert figures["psnr_db"] == [100.0] * 5  # the cap
     assert figures["psnr_changed_db"] == [100.0] * 5
     assert min(figures["psnr_gain_db"]) > 70 and min(figures["psnr_gain_changed_db"]) > 70
-    assert figures["reward_macro_f1"] == 1.0
+    assert figures["ssim"] == figures["ssim_changed"] == [1.0] * 5
+    assert figures["reward_macro_f1"] == 1.0 and figures["reward_macro_f1_interval"] == [1.0, 1.0]
+    assert figures["reward_calibration"]["error"] == figures["reward_calibration"]["error_of_alarms"] == 0
+    assert figures["termination"]["events"] == 0 and figures["termination"]["f1_interval"] is None
     assert (figures["windows"], figures["episodes"]) == (40, 3)
 
 
@@ -106,12 +113,43 @@ def test_the_values_are_those_computed_by_hand(store):
     assert figures["psnr_static_db"]["1.0"][0] == pytest.approx(everywhere, abs=1e-3)
 
 
+def test_a_still_model_has_the_similarity_of_a_copy_and_changed_pixels_the_least(store):
+    figures = quality(Still(), store, horizons=[1, 4], reward_rows=0)
+    assert figures["ssim"] == figures["ssim_static"]["1.0"] and figures["ssim_gain"] == [0.0, 0.0]
+    assert figures["ssim_changed"] == figures["ssim_changed_static"]["1.0"]
+    assert max(figures["ssim_changed"]) < min(figures["ssim"]) < 1
+    assert set(figures["ssim_changed_static"]) == {"0.0", "0.5", "1.0"} and len(figures["psnr_static_db"]) == 11
+
+
+def test_a_further_model_is_judged_on_the_same_rollouts(store):
+    figures = quality(Walker(), store, baseline=Still(1.0))
+    alone = quality(Still(1.0), store)
+    second = figures["baseline"]
+    for name in ("psnr_db", "psnr_changed_db", "ssim_changed", "reward_macro_f1", "psnr_changed_interval_db"):
+        assert second[name] == alone[name]
+    assert second["psnr_gain_changed_db"][0] == pytest.approx(100 - alone["psnr_changed_db"][0], abs=1e-3)
+    assert {k: v for k, v in figures.items() if k != "baseline"} == quality(Walker(), store)
+    assert any("further checkpoint" in line for line in summary(figures))
+
+
+def test_each_store_counts_alike_in_the_mean(store):
+    first = quality(Walker(), store, baseline=Still(), reward_rows=50)
+    second = quality(Still(), store, baseline=Walker(), reward_rows=50, windows=9) | {"reward_macro_f1": None}
+    mean = mean_figures([first, second])
+    assert mean["windows"] == 49 and mean["reward_macro_f1"] == first["reward_macro_f1"]
+    for name in ("ssim", "ssim_gain_changed", "psnr_changed_db"):
+        assert mean[name] == pytest.approx(np.mean([first[name], second[name]], 0), abs=1e-4)
+        together = [part["baseline"][name] for part in (first, second)]
+        assert mean["baseline"][name] == pytest.approx(np.mean(together, 0), abs=1e-4)
+    assert mean["psnr_static_db"].keys() == first["psnr_static_db"].keys() and not any("interval" in k for k in mean)
+    assert summary(mean)[0].startswith("49 rollouts") and f"{mean['ssim'][0]:.2f}" in "".join(summary(mean))
+
+
 def test_the_interval_holds_the_value(store):
     figures = quality(Still(), store, horizons=[2, 4])
-    for value, (low, high) in zip(
-        figures["psnr_gain_changed_db"], figures["psnr_gain_changed_interval_db"], strict=True
-    ):
-        assert low <= value <= high and high - low < 6
+    for name in ("psnr{}_db", "psnr_changed{}_db", "psnr_gain_changed{}_db", "ssim{}", "ssim_changed{}"):
+        for value, (low, high) in zip(figures[name.format("")], figures[name.format("_interval")], strict=True):
+            assert low <= value <= high and high - low < 6
     one_episode = quality(Still(), store, horizons=[2], split="validation", windows=1)
     assert one_episode["psnr_gain_changed_interval_db"][0] == one_episode["psnr_gain_changed_db"] * 2
 
@@ -162,4 +200,6 @@ def test_objects_are_hit_where_they_really_are(tmp_path):
     assert figures["ball_hit_rate"] == [1.0, 1.0, 1.0, 0.0]  # within 4
     assert figures["paddle_hit_rate_8"] == figures["ball_hit_rate_8"] == 0.0
     assert figures["ball_shown"] == [figures["windows"]] * 4
+    for name in ("ball_error_px", "ball_error_copy_last_px", "paddle_error_px", "paddle_error_median_px"):
+        assert figures[name] == pytest.approx([1, 2, 4, 8], abs=0.1)  # half of a moving sprite's row is a blur
     assert "reward_macro_f1" not in figures

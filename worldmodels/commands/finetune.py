@@ -20,7 +20,7 @@ def main(cfg: DictConfig) -> None:
     began, out = time.monotonic(), Path(cfg.out).absolute()
     from worldmodels.data.disk import read_json
     from worldmodels.data.mixing import Mixture, check_fits
-    from worldmodels.evaluation.quality import mean_figures
+    from worldmodels.evaluation.averages import mean_figures
     from worldmodels.evaluation.report import best_static
     from worldmodels.learners.fit import fit
 

@@ -18,7 +18,7 @@ def main(cfg: DictConfig) -> None:
     from worldmodels import hardware
     from worldmodels.data.disk import make_folder
     from worldmodels.evaluation.dreams import dream, write_files, write_store
-    from worldmodels.evaluation.quality import window_starts
+    from worldmodels.evaluation.rollouts import window_starts
     from worldmodels.imagination import LoggedActions, RandomPolicy
     from worldmodels.types import UserError
 

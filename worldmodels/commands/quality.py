@@ -15,7 +15,8 @@ def main(cfg: DictConfig) -> None:
     """Write metrics.json and psnr.svg to `cfg.out` and print the figures; of several stores each is judged alone."""
     from worldmodels.data.disk import make_folder
     from worldmodels.data.mixing import Mixture
-    from worldmodels.evaluation.quality import mean_figures, rollout_quality, summary
+    from worldmodels.evaluation.averages import mean_figures
+    from worldmodels.evaluation.quality import rollout_quality, summary
     from worldmodels.evaluation.report import psnr_plot
 
     began, out = time.monotonic(), Path(cfg.out).absolute()

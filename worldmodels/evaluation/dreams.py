@@ -12,7 +12,7 @@ from worldmodels.data.disk import atomic, disk_errors, remove
 from worldmodels.data.mixing import Mixture
 from worldmodels.data.store import Store
 from worldmodels.evaluation.pictures import difference, montage, strip, write_gif, write_mp4
-from worldmodels.evaluation.quality import track
+from worldmodels.evaluation.rollouts import track
 from worldmodels.imagination import imagine
 from worldmodels.types import Episode, Policy, Segment, UserError, WorldModel
 

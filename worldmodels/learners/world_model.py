@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from worldmodels.config import build
-from worldmodels.evaluation.quality import changed_pixels
+from worldmodels.evaluation.frames import changed_pixels
 from worldmodels.imagination import LoggedActions, imagine
 from worldmodels.types import Segment, UserError
 

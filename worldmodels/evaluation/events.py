@@ -1,0 +1,151 @@
+"""Rewards and terminations that a model foresees one step ahead: found, falsely alarmed, and with what certainty.
+
+Shapes: N rows judged, E episodes, R resamples.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodels.data.catalog import split_flags
+from worldmodels.data.mixing import Mixture
+from worldmodels.data.store import Store
+from worldmodels.evaluation.rollouts import batches, split_episodes, track
+from worldmodels.evaluation.stats import episode_weights, interval, number
+from worldmodels.types import WorldModel
+
+BINS = 20
+"""Bins of equal width of the reliability curves."""
+ALARM = 0.05
+"""From this size on a prediction says that something may happen. Nearly all rows are below, and right with ease."""
+
+
+def reward_quality(
+    model: WorldModel,
+    store: Store | Mixture,
+    split: str = "test",
+    zero_rows: int = 2000,
+    burn_in: int = 8,
+    batch_size: int = 128,
+    generator: torch.Generator | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Precision, recall, F1 and calibration of reward and termination, one step ahead on imagined frames.
+
+    For a row t of the split the model sees `burn_in` logged transitions, takes the logged action and imagines the next
+    frame; its reward counts as +1 where `reward_mean` > 0.5, as -1 where it is < -0.5, and the game as ended where
+    `terminated_mean` > 0.5. Every row with a reward or an end is judged, and at most `zero_rows` evenly spaced rows
+    without; a row among these weighs the inverse of their sampling rate, so that the figures hold for the natural
+    mixture of rows. `reward_macro_f1` is the mean F1 of the classes -1 and +1 that occur; the class zero is left out.
+    Rows without a whole context are left out. Intervals are from resampled episodes.
+
+    Calibration compares the prediction with what came, as `calibration` says: for rewards `reward_mean` with the
+    reward's sign (with the reward itself where a model predicts more than 1), for ends the probability.
+    """
+    rows, reward, ended = _rows(store, split, burn_in)
+    event = (reward != 0) | ended
+    events, zeros = np.flatnonzero(event), np.flatnonzero(~event)
+    sampled = zeros[np.linspace(0, len(zeros) - 1, min(zero_rows, len(zeros))).round().astype(int)]
+    chosen = np.concatenate([events, sampled])
+    zero_weight = len(zeros) / max(len(sampled), 1)
+    weight = torch.cat([torch.ones(len(events)), torch.full((len(sampled),), zero_weight)]).double()
+    rows, reward, ended = rows[chosen], torch.from_numpy(reward[chosen]), torch.from_numpy(ended[chosen])
+    device = "cpu" if generator is None else generator.device
+    seen = []
+    for part in track(batches(rows, batch_size), f"rewards on {split}", progress):
+        window = store.read(part - [0, burn_in], burn_in + 1).to(device)
+        _, step = model.step(model.start(window.steps(0, burn_in)), window.action[:, burn_in], generator)
+        seen.append(torch.stack([step.reward_mean, step.terminated_mean]).double().cpu())
+    expected, end = torch.cat(seen, 1)
+    resamples = episode_weights(rows[:, 0])
+    truth = reward.sign()
+    by_class = {f"{sign:+d}": _detection(sign * expected > 0.5, truth == sign, weight, resamples) for sign in (-1, 1)}
+    occurring = [k for k, c in by_class.items() if c["events"]]
+    figures: dict[str, Any] = {"reward_macro_f1": None, "reward_macro_f1_interval": None}
+    if occurring:
+        f1 = torch.stack([by_class[k]["f1_resampled"] for k in occurring]).mean(0)
+        figures = {"reward_macro_f1": float(f1[0]), "reward_macro_f1_interval": interval(f1)}
+    came = truth if expected.abs().max() <= 1 else reward
+    return {
+        **figures,
+        "reward_f1_events": int((reward != 0).sum()),
+        "reward_by_class": {k: _told(c) for k, c in by_class.items()},
+        "reward_calibration": calibration(expected, came.double(), weight),
+        "reward_rows": len(rows),
+        "reward_zero_row_weight": zero_weight,
+        "termination": _told(_detection(end > 0.5, ended, weight, resamples))
+        | {"calibration": calibration(end, ended.double(), weight)},
+    }
+
+
+def _rows(store: Store | Mixture, split: str, burn_in: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N, 2) episode and step, (N,) reward and (N,) whether the game ended, of all rows after a whole context."""
+    rows, rewards, flags = [np.empty((0, 2), np.int64)], store.column("reward"), store.column("flags")
+    for e in split_episodes(store, split):
+        t = np.arange(burn_in, store.lengths[e])
+        rows.append(np.stack([np.full_like(t, e), t], axis=1))
+    rows = np.concatenate(rows)
+    place = store.offsets[rows[:, 0]] + rows[:, 1]
+    return rows, rewards[place], split_flags(flags[place])[0]
+
+
+def _detection(guess: Tensor, truth: Tensor, weight: Tensor, resamples: Tensor) -> dict[str, Any]:
+    """Precision, recall and F1 of `guess` (N,) bool, and the F1 of every resample, (1 + R,)."""
+    hits, alarms, events = (resamples @ (weight * x).double() for x in (guess & truth, guess, truth))
+    count = int(truth.sum())
+    return {
+        "events": count,
+        "precision": float(hits[0] / alarms[0]) if alarms[0] else 0.0,
+        "recall": float(hits[0] / events[0]) if count else 0.0,
+        "f1": float(2 * hits[0] / (alarms[0] + events[0])) if count else 0.0,
+        "f1_resampled": 2 * hits / (alarms + events),
+    }
+
+
+def _told(detection: Mapping[str, Any]) -> dict[str, Any]:
+    """The detection with an interval in place of the resamples; none where there was no event."""
+    told = {k: v for k, v in detection.items() if k != "f1_resampled"}
+    return told | {"f1_interval": interval(detection["f1_resampled"]) if told["events"] else None}
+
+
+def calibration(predicted: Tensor, came: Tensor, weight: Tensor) -> dict[str, Any]:
+    """Whether what is predicted comes as often as it says: expected calibration error and the reliability curve.
+
+    The error is the mean over rows of the distance between mean prediction and mean outcome of a row's bin (Guo et al.
+    2017, eq. 3, for means in place of probabilities). As most rows have no event and are predicted to have none, the
+    same error over the rows predicted at `ALARM` or more in size stands beside it.
+
+    Args:
+        predicted: (N,) float64.
+        came: (N,) float64.
+        weight: (N,) float64, of each row.
+    """
+    low, high = min(float(predicted.min()), 0.0), max(float(predicted.max()), 1e-6)
+    bin_of = ((predicted - low) / (high - low) * BINS).long().clamp(max=BINS - 1)
+
+    def binned(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sums = [
+            torch.zeros(BINS).double().index_add_(0, bin_of[rows], (weight * x)[rows]) for x in (1, predicted, came)
+        ]
+        return sums[0], sums[1] / sums[0], sums[2] / sums[0]
+
+    def error(rows: Tensor) -> float | None:
+        count, mean, outcome = binned(rows)
+        return number((count * (mean - outcome).abs().nan_to_num(0)).sum() / count.sum())
+
+    count, mean, outcome = binned(torch.ones_like(predicted, dtype=torch.bool))
+    curve = [
+        {"predicted": number(m), "came": number(o), "rows": number(n)}
+        for n, m, o in zip(count, mean, outcome, strict=True)
+        if n
+    ]
+    loud = predicted.abs() >= ALARM
+    return {
+        "error": error(predicted.isfinite()),
+        "error_of_alarms": error(loud),
+        "alarms": number(weight[loud].sum()),
+        "curve": curve,
+    }
