@@ -102,7 +102,8 @@ def test_the_same_work_is_not_done_twice(imagine, tmp_path: Path) -> None:
 def test_quality_and_report(in_process, store: Path, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "run" / "quality"
     arguments = ["quality", f"checkpoint={checkpoint}", f"store={store}", f"out={out}", *SETTINGS]
-    arguments += ["windows=6", "horizons=[1,2,8]", "reward_rows=20"]
+    arguments += ["windows=6", "horizons=[1,2,8]", "reward_rows=20", f"baseline={checkpoint}"]
+    arguments += ["other_actions.windows=3", "spread.windows=2", "spread.after=2"]
     code, printed, stderr = in_process(*arguments)
     assert code == 0, stderr
     metrics = json.loads((out / "metrics.json").read_text())
@@ -110,7 +111,13 @@ def test_quality_and_report(in_process, store: Path, checkpoint: Path, tmp_path:
     for value in metrics["psnr_changed_db"]:
         assert f"{value:.2f}" in printed
     assert metrics["reward_f1_events"] == sum(c["events"] for c in metrics["reward_by_class"].values()) > 0
-    assert (out / "psnr.svg").is_file()
+    films = {f"{name}.{kind}" for name in ("logged", "other_actions") for kind in ("mp4", "gif")}
+    pictures = {"psnr.svg", "quality.svg", "reliability.svg", "strip_logged.png", "strip_other_actions.png"}
+    assert {p.name for p in out.iterdir()} == films | pictures | {"metrics.json"}
+    assert metrics["baseline"]["psnr_db"] == metrics["psnr_db"]  # the same weights and the same noise
+    assert metrics["baseline"]["psnr_gain_changed_db"] == [0.0] * 3
+    assert metrics["other_actions"]["steps"] == 14 and "cannot be played again" in printed  # as long as a game lasts
+    assert metrics["sample_spread"]["samples"] == 4 and "LPIPS was not measured" in printed
     assert "Already done" in in_process(*arguments)[1]
     code, printed, _ = in_process("report", f"run={tmp_path / 'run'}", f"stores.pong={store}")
     assert code == 0 and printed.split() == [str(tmp_path / "run" / name) for name in ("index.html", "report.json")]

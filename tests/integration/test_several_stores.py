@@ -15,6 +15,7 @@ from worldmodels.data.transforms import Transform
 RUN = Callable[..., tuple[int, str, str]]
 SHORT = [*QUICK, "trainer.max_steps=2", "trainer.val_check_interval=2"]
 JUDGE = ["device=cpu", "burn_in=1", "horizons=[1,2]", "windows=5", "reward_rows=9"]
+JUDGE += ["other_actions.windows=2", "other_actions.steps=2", "spread.windows=1", "spread.samples=2"]
 DREAM = ["device=cpu", "burn_in=1", "horizon=2", "rollouts=3", "shown=1"]
 GREY = ["data.transform.size=20", "data.transform.colour=gray", "model.image_channels=1"]
 
@@ -102,12 +103,17 @@ def test_several_stores_are_judged_one_by_one(works, refused, stores: dict[str, 
     given = f"checkpoint={tmp_path / 'run' / 'best.ckpt'}"
     shown = works("quality", given, both, f"out={tmp_path / 'both'}", *JUDGE)
     together = metrics(tmp_path / "both")
-    assert {p.name for p in (tmp_path / "both").iterdir()} == {"metrics.json", "psnr_1.svg", "psnr_2.svg"}
+    films = ("logged", "other_actions")
+    pictures = ["psnr_K.svg", "quality_K.svg", "reliability_K.svg", *(f"strip_{name}_K.png" for name in films)]
+    pictures += [f"{name}_K.{kind}" for name in films for kind in ("mp4", "gif")]
+    names = {name.replace("K", k) for name in pictures for k in "12"}
+    assert {p.name for p in (tmp_path / "both").iterdir()} == names | {"metrics.json"}
     works("quality", given, f"store={other}", f"out={tmp_path / 'alone'}", *JUDGE)
     alone = {k: v for k, v in metrics(tmp_path / "alone").items() if k not in ("settings", "seconds")}
     a, b = together["stores"].values()
     assert together["stores"][str(other)] == alone and a["game"] == "catch" and b["game"] == "freeway"
-    for name in ("psnr_db", "psnr_gain_changed_db"):
+    assert "without data.transform" in a["other_actions"]["without_emulator"]
+    for name in ("psnr_db", "psnr_gain_changed_db", "ssim_changed"):
         assert together["mean"][name] == pytest.approx(np.mean([a[name], b[name]], 0), abs=1e-4)
     assert together["mean"]["windows"] == a["windows"] + b["windows"]
     assert f"{other} (freeway)" in shown and "mean over 2 stores" in shown

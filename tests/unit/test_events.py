@@ -72,7 +72,7 @@ def test_a_prediction_that_comes_as_often_as_it_says_is_calibrated():
     predicted = random.random(50_000)
     came = random.random(50_000) < predicted
     told = calibration(torch.from_numpy(predicted), torch.from_numpy(came).double(), torch.ones(50_000).double())
-    assert told["error"] < 0.01 and len(told["curve"]) == 20
+    assert told["error"] < 0.01 and len(told["curve"]) == 10
     sure = calibration(
         torch.from_numpy(predicted).round(), torch.from_numpy(came).double(), torch.ones(50_000).double()
     )

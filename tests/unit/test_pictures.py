@@ -65,3 +65,6 @@ def test_plot_writes_svg_and_png(tmp_path):
     svg = plot(tmp_path / "a.svg", panels, "steps", "dB", log="x").read_text()
     assert "<svg" in svg and "http://www.w3.org/2000/svg" in svg
     assert Image.open(plot(tmp_path / "a.png", panels, "steps", "dB")).size[0] > 300
+    assert "FillBetween" not in svg
+    panels["a"]["model"] = ((1, 2, 4), (3.0, 2.0, None), ((2.0, 4.0), (1.0, 3.0), (None, None)))
+    assert "FillBetween" in plot(tmp_path / "b.svg", panels, "steps", "dB", log="x").read_text()

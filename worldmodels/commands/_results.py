@@ -58,7 +58,6 @@ def prepare(cfg: DictConfig, out: Path) -> tuple[Any, dict[str, Any], Any, str] 
     Raises:
         UserError: the checkpoint cannot be read, the store does not fit it, or the device is absent.
     """
-    from worldmodels.data.mixing import check_fits
     from worldmodels.hardware import accelerator, tune_allocator
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
@@ -69,7 +68,18 @@ def prepare(cfg: DictConfig, out: Path) -> tuple[Any, dict[str, Any], Any, str] 
     device = accelerator(cfg.device, "device")
     if device == "cpu":
         tune_allocator()
-    learner = load_learner(cfg.checkpoint)
+    return store, settings, load_fitting(cfg.checkpoint, store).model.to(device), device
+
+
+def load_fitting(checkpoint: str, store: Any) -> Any:
+    """The learner of a checkpoint that is known to agree with the store.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or the store does not fit it.
+    """
+    from worldmodels.data.mixing import check_fits
+
+    learner = load_learner(checkpoint)
     if card := learner.hparams["card"]:
-        check_fits(store.card, card, f"the checkpoint {cfg.checkpoint}")
-    return store, settings, learner.model.to(device), device
+        check_fits(store.card, card, f"the checkpoint {checkpoint}")
+    return learner

@@ -154,9 +154,9 @@ class AtariEnv:
         """The 128 bytes of the console's memory, a (128,) uint8 copy."""
         return self._ale.getRAM()
 
-    def clone(self) -> tuple[Any, int]:
-        """The whole state of the game, with ALE's random numbers and the time played."""
-        return self._ale.cloneState(include_rng=True), self._frames
+    def clone(self, rng: bool = True) -> tuple[Any, int]:
+        """The whole state of the game and the time played; ALE's random numbers, too, unless `rng` is false."""
+        return self._ale.cloneState(include_rng=rng), self._frames
 
     def restore(self, state: tuple[Any, int]) -> None:
         """Go back to a state that `clone` gave."""

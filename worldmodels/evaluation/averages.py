@@ -7,23 +7,26 @@ _MEANT = (  # how the names of figures end of which a mean says something
     *("psnr_db", "psnr_changed_db", "_static_db", "gain_db", "gain_changed_db"),
     *("ssim", "ssim_changed", "ssim_static", "ssim_changed_static", "ssim_gain", "ssim_gain_changed"),
     *("_hit_rate", "_hit_rate_copy_last", "_error_px", "_error_copy_last_px"),
-    *("reward_macro_f1", "error_of_alarms"),
+    *("lpips", "lpips_baseline", "lpips_copy_last", "fvd", "fvd_baseline", "fvd_copy_last"),
+    *("reward_macro_f1", "error_of_alarms", "ratio"),
 )
-_NESTED = ("baseline", "reward_calibration")
+_SAME = ("split", "horizons", "burn_in", "without_lpips", "without_fvd")  # in all stores
+_NESTED = ("baseline", "reward_calibration", "sample_spread")
 
 
 def mean_figures(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over several stores of what `rollout_quality` gave for each, and the sums of rollouts and episodes.
+    """Means over several stores of what was found in each, and the sums of rollouts and episodes.
 
     Each store counts alike; a figure that some lack (an object that a game does not have) is left out, and a number
-    that some lack (no reward occurred) is the mean over the others. Intervals, medians and counts have no mean.
+    that some lack (no reward occurred) is the mean over the others. Intervals, medians and counts have no mean, nor has
+    what dreams do under other actions: it is over as many steps as a store's games last.
     """
     sums = {name: sum(part[name] for part in parts) for name in ("windows", "episodes")}
-    return {name: parts[0][name] for name in ("split", "horizons", "burn_in")} | sums | _means(parts)
+    return _means(parts) | sums | {name: parts[0][name] for name in _SAME if name in parts[0]}
 
 
 def _means(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    shared = [name for name in parts[0] if all(name in part for part in parts)]
+    shared = [name for name in parts[0] if name not in _SAME and all(name in part for part in parts)]
     means = {name: _mean([part[name] for part in parts]) for name in shared if name.endswith(_MEANT)}
     return means | {name: _means([part[name] for part in parts]) for name in shared if name in _NESTED}
 

@@ -72,9 +72,22 @@ def write_files(
     if real is not None:
         arrays |= {"real_obs": real.obs, "real_reward": real.reward, "real_terminated": real.terminated}
     np.savez_compressed(folder / f"{name}.npz", allow_pickle=False, **{k: v.numpy() for k, v in arrays.items()})
-    chosen = torch.linspace(0, len(starts) - 1, min(shown, len(starts))).round().long()
-    imagined = dreamed["obs"][chosen]
-    films = [imagined] if real is None else [real.obs[chosen], imagined]
+    write_pictures(folder, name, dreamed["obs"], None if real is None else real.obs, shown)
+
+
+def write_pictures(folder: Path, name: str, imagined: Tensor, real: Tensor | None, shown: int = 4) -> None:
+    """Write name.mp4, name.gif and strip_name.png of `shown` evenly spaced rollouts: with what really happened above.
+
+    Args:
+        folder: exists.
+        name: of the files.
+        imagined: (N, T+1, C, H, W) uint8, frame 0 being the last real one.
+        real: what really happened, likewise; None where the actions were others.
+        shown: rollouts side by side in the films; the first three of them make the strip.
+    """
+    chosen = torch.linspace(0, len(imagined) - 1, min(shown, len(imagined))).round().long()
+    imagined = imagined[chosen]
+    films = [imagined] if real is None else [real[chosen], imagined]
     write_mp4(folder / f"{name}.mp4", montage(films, scale=3))
     write_gif(folder / f"{name}.gif", montage(films, scale=2))
     rows: dict[str, Tensor] = {}

@@ -17,7 +17,7 @@ from worldmodels.evaluation.rollouts import batches, split_episodes, track
 from worldmodels.evaluation.stats import episode_weights, interval, number
 from worldmodels.types import WorldModel
 
-BINS = 20
+BINS = 10
 """Bins of equal width of the reliability curves."""
 ALARM = 0.05
 """From this size on a prediction says that something may happen. Nearly all rows are below, and right with ease."""

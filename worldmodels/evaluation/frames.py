@@ -60,8 +60,8 @@ def static_films(last: Tensor, median: Tensor, steps: int) -> list[Tensor]:
 def frame_scores(films: Sequence[Tensor], true: Tensor, last: Tensor) -> Tensor:
     """What PSNR and SSIM are made of: (N, 6, B, T) float64.
 
-    The six are the squared error and its count on all pixels, the same on changed ones, and the mean SSIM on all and
-    its sum over the changed pixels; NaN where SSIM is not computed.
+    The six are the squared error and its count on all pixels, the same on changed ones, and SSIM summed over all and
+    over the changed pixels; NaN where SSIM is not computed.
 
     Args:
         films: (B, T, C, H, W) each: one model or more, and last those of `static_films`.
@@ -71,10 +71,10 @@ def frame_scores(films: Sequence[Tensor], true: Tensor, last: Tensor) -> Tensor:
     moved, rows = changed_pixels(true, last), []
     static = len(films) - len(BLENDS)
     for k, film in enumerate(films):
-        alike = torch.full(true.shape[:2], torch.nan, dtype=torch.float64), torch.zeros(true.shape[:2]).double()
+        alike = [torch.full(true.shape[:2], torch.nan, dtype=torch.float64)] * 2
         if k < static or BLENDS[k - static] in SSIM_BLENDS:
             values = similarity(film, true).double()
-            alike = values.mean((2, 3, 4)), (values * moved).sum((2, 3, 4))
+            alike = [values.sum((2, 3, 4)), (values * moved).sum((2, 3, 4))]
         rows.append(torch.stack([*squared_error(film, true), *squared_error(film, true, moved), *alike]))
     return torch.stack(rows)
 
@@ -97,12 +97,11 @@ def frame_figures(scores: Tensor, weights: Tensor, channels: int, baseline: bool
     share = sums[:, 0, 3] / sums[:, 0, 1]
     figures: dict[str, Any] = {"changed_share": plain(share[0])}
     second: dict[str, Any] = {}
-    alike = sums[:, :, 4] / weights.sum(1)[:, None, None], sums[:, :, 5] * channels / sums[:, :1, 3]
     for name, unit, values in (
         ("psnr", "_db", psnr(sums[:, :, 0], sums[:, :, 1])),
         ("psnr_changed", "_db", psnr(sums[:, :, 2], sums[:, :, 3])),
-        ("ssim", "", alike[0]),
-        ("ssim_changed", "", torch.where(alike[0].isnan(), torch.nan, alike[1])),
+        ("ssim", "", sums[:, :, 4] * channels / sums[:, :, 1]),
+        ("ssim_changed", "", sums[:, :, 5] * channels / sums[:, :, 3]),
     ):
         ours, static = values[:, 0], values[:, -len(BLENDS) :]
         shown = [k for k, b in enumerate(BLENDS) if unit or b in SSIM_BLENDS]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,7 +92,8 @@ def write_gif(path: str | Path, frames: Tensor, fps: int = FPS) -> Path:
     return Path(path)
 
 
-Curve = tuple[Sequence[float], Sequence[float]]
+Curve = tuple[Sequence[float], Sequence[float]] | tuple[Sequence[float], Sequence[float], Sequence[Any]]
+"""x, y and, where there are any, intervals (low, high) of y, which are drawn as a band; None is a gap."""
 
 
 def plot(
@@ -101,7 +103,7 @@ def plot(
 
     Args:
         path: ending in .svg or .png.
-        panels: title to curves; a curve is label to (x, y). The first curve is drawn boldest, the others are baselines.
+        panels: title to curves by label. The first curve is drawn boldest, the others are baselines.
         x_label: below each panel.
         y_label: beside the first.
         log: "x", "y" or "xy" for logarithmic axes; x is then in powers of two with plain numbers.
@@ -114,12 +116,16 @@ def plot(
     FigureCanvasAgg(figure)
     colours = ("#2f7ff0", "#e8833a", "#2fa36b", "#b05ccc", "#808890")
     for ax, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for k, (label, (x, y)) in enumerate(curves.items()):
+        for k, (label, (x, y, *band)) in enumerate(curves.items()):
             style = {"linewidth": 2.4, "zorder": 5} if k == 0 else {"linewidth": 1.4}
             marker = "o" if len(x) <= 20 else None
-            ax.plot(x, y, label=label, color=colours[k % len(colours)], marker=marker, markersize=4, **style)
+            colour = colours[k % len(colours)]
+            ax.plot(x, y, label=label, color=colour, marker=marker, markersize=4, **style)
+            for intervals in band:
+                low, high = np.array(intervals, float).T  # None becomes NaN
+                ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         if "x" in log:
-            ticks = sorted({v for x, _ in curves.values() for v in x})
+            ticks = sorted({v for x, *_ in curves.values() for v in x})
             ax.set_xscale("log", base=2)
             ax.set_xticks(ticks, [f"{v:g}" for v in ticks])
         if "y" in log:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from worldmodels.data.mixing import Mixture
 from worldmodels.data.store import Store
@@ -15,6 +16,7 @@ from worldmodels.evaluation.events import reward_quality
 from worldmodels.evaluation.frames import frame_figures, frame_scores, static_films
 from worldmodels.evaluation.object_error import HIT_PIXELS, object_figures
 from worldmodels.evaluation.objects import find_objects
+from worldmodels.evaluation.perceptual import Perceptual
 from worldmodels.evaluation.rollouts import batches, median_frame, open_loop, track, window_starts
 from worldmodels.evaluation.stats import episode_weights
 from worldmodels.types import WorldModel
@@ -35,6 +37,8 @@ def rollout_quality(
     device: str = "cpu",
     progress: bool = True,
     baseline: WorldModel | None = None,
+    lpips: str | None = None,
+    fvd: str | None = None,
 ) -> dict[str, Any]:
     """Every figure of a model on held-out episodes, as plain numbers and lists over `horizons`.
 
@@ -51,11 +55,14 @@ def rollout_quality(
         device: where the model is.
         progress: show a bar with the remaining time.
         baseline: a further model to be judged on the same rollouts; its figures stand under "baseline".
+        lpips: path of AlexNet's weights for LPIPS (perceptual.py).
+        fvd: path of I3D as TorchScript for FVD.
 
     Raises:
-        UserError: if the split is empty or too short.
+        UserError: if the split is empty or too short, or weights cannot be used.
     """
-    models = [model] if baseline is None else [model, baseline]
+    models = {"dream": model} if baseline is None else {"dream": model, "baseline": baseline}
+    perceptual = Perceptual(lpips, fvd)
     generators = [torch.Generator(device).manual_seed(seed) for _ in models]
     index = torch.tensor(horizons) - 1
     median = median_frame(store)
@@ -65,34 +72,54 @@ def rollout_quality(
     for part in track(batches(starts, batch_size), f"rollouts on {split}", progress):
         window = store.read(part, burn_in + max(horizons))
         assert bool(window.next_mask.all()), "windows were chosen to hold no padding"
-        last, true = window.obs[:, burn_in], window.obs[:, burn_in + 1 :][:, index]
-        dreams = [
-            open_loop(m, window, burn_in, g, device).obs[:, 1:][:, index]
-            for m, g in zip(models, generators, strict=True)
-        ]
-        scores.append(frame_scores([*dreams, *static_films(last, median, len(horizons))], true, last))
-        shown = dict(zip(("dream", "baseline"), dreams, strict=False))
-        shown |= {"true": true, "copy_last": last[:, None].expand_as(true)}
-        places.append({name: find_objects(x.flatten(0, 1), game) for name, x in shown.items()})
+        last, true = window.obs[:, burn_in], window.obs[:, burn_in + 1 :]
+        films = {
+            name: open_loop(m, window, burn_in, g, device).obs[:, 1:]
+            for (name, m), g in zip(models.items(), generators, strict=True)
+        }
+        dreams = [film[:, index] for film in films.values()]
+        static = static_films(last, median, len(horizons))
+        scores.append(frame_scores([*dreams, *static], true[:, index], last))
+        films |= {"true": true, "copy_last": last[:, None].expand_as(true)}
+        places.append({name: find_objects(x[:, index].flatten(0, 1), game) for name, x in films.items()})
+        perceptual.see(films, index)
     weights = episode_weights(starts[:, 0], seed)
     figures: dict[str, Any] = {"game": game, "split": split, "horizons": list(horizons), "windows": len(starts)}
     figures |= {"episodes": len(set(starts[:, 0].tolist())), "burn_in": burn_in}
-    figures |= frame_figures(torch.cat(scores, 2), weights, true.shape[2], baseline is not None)
+    figures |= frame_figures(torch.cat(scores, 2), weights, window.obs.shape[2], baseline is not None)
     found = {
         film: {o: torch.cat([p[film][o] for p in places]).unflatten(0, (-1, len(horizons))) for o in objects}
         for film, objects in places[0].items()
     }
     of_objects = object_figures(found, weights, horizons)
     second = figures.pop("baseline", {}) | of_objects.pop("baseline", {})
-    figures |= of_objects
+    figures |= of_objects | perceptual.figures(weights)
     if reward_rows:
         judged = [
             reward_quality(m, store, split, reward_rows, burn_in, 4 * batch_size, g, progress)
-            for m, g in zip(models, generators, strict=True)
+            for m, g in zip(models.values(), generators, strict=True)
         ]
         figures |= judged[0]
         second |= judged[-1]
     return figures | ({"baseline": second} if baseline is not None else {})
+
+
+def example_films(
+    model: WorldModel,
+    store: Store | Mixture,
+    split: str,
+    horizons: Sequence[int],
+    burn_in: int,
+    batch_size: int,
+    seed: int,
+    device: str,
+) -> tuple[Tensor, Tensor]:
+    """Imagined and real films (N, T+1, C, H, W) uint8 of at most four rollouts; arguments as in `rollout_quality`."""
+    window = store.read(
+        window_starts(store, split, burn_in + max(horizons), min(4, batch_size)), burn_in + max(horizons)
+    )
+    dream = open_loop(model, window, burn_in, torch.Generator(device).manual_seed(seed), device)
+    return dream.obs, window.obs[:, burn_in:]
 
 
 def summary(figures: dict[str, Any]) -> list[str]:
@@ -128,4 +155,25 @@ def summary(figures: dict[str, Any]) -> list[str]:
         )
     if end := figures.get("termination"):
         lines.append(f"termination F1 one step ahead: {end['f1']:.2f} of {end['events']}")
+    if other := figures.get("other_actions"):
+        lines += _about_other_actions(other)
+    if spread := figures.get("sample_spread"):
+        ratio = "unknown" if spread["ratio"] is None else f"{spread['ratio']:.2f}"
+        lines.append(f"samples after an event, times as far apart as elsewhere: {ratio}")
+    lines += [figures[k] for k in ("without_lpips", "without_fvd") if k in figures]
+    return lines
+
+
+def _about_other_actions(other: dict[str, Any]) -> list[str]:
+    lines = [f"under other actions, {other['windows']} dreams of {other['steps']} steps:"]
+    if reason := other["without_emulator"]:
+        return [*lines, f"  {reason}"]
+    ratio = "".join(f"{'none' if v is None else f'{v:.2f}':>8}" for v in other["apart_ratio"])
+    lines.append(f"{'  frames move apart, times the real game':<44}{ratio}")
+    for judge, told in other["divergence"].items():
+        rule = ", ".join(f"{k} {v:g}" for k, v in told["threshold"].items())
+        steps = ["later" if q is None else f"{q:g}" for q in told["dream"]["quartiles"]]
+        lines.append(
+            f"  left the real game by {judge} ({rule}) at step {steps[1]} (half between {steps[0]} and {steps[2]})"
+        )
     return lines

@@ -124,17 +124,26 @@ def figures(metrics: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, floa
 
 
 def psnr_plot(path: str | Path, quality: Mapping[str, Any]) -> Path:
-    """PSNR over the horizon of the model and of static baselines, all and changed pixels (figures of quality.py)."""
+    """PSNR over the horizon of the models and of static baselines, all and changed pixels (figures of quality.py)."""
     x, panels = quality["horizons"], {}
     for title, name in (("all pixels", "psnr"), ("changed pixels", "psnr_changed")):
         static = quality[f"{name}_static_db"]
-        panels[title] = {
-            "model": (x, quality[f"{name}_db"]),
+        panels[title] = model_curves(quality, f"{name}_db", f"{name}_interval_db") | {
             "copy the last frame": (x, static["1.0"]),
             "median frame": (x, static["0.0"]),
             "best blend of both": (x, best_static(static)),
         }
     return plot(path, panels, "steps after the last real frame", "PSNR, dB", log="x")
+
+
+def model_curves(quality: Mapping[str, Any], name: str, intervals: str) -> dict[str, Curve]:
+    """The figure `name` over the horizons, with its intervals where there are any: the model's and the baseline's."""
+    models = {"model": quality, "baseline checkpoint": quality.get("baseline", {})}
+    return {
+        label: (quality["horizons"], m[name], m.get(intervals) or [(v, v) for v in m[name]])
+        for label, m in models.items()
+        if name in m
+    }
 
 
 def training_curves(path: str | Path) -> dict[str, Curve]:
