@@ -222,6 +222,17 @@ def test_loss_of_an_untrained_network_is_the_variance_of_its_target():
     assert 0.7 < loss.item() < 1.3 * scale**2
 
 
+@pytest.mark.parametrize("noiseless", [False, True])
+def test_a_regressor_does_not_depend_on_the_noise(noiseless):
+    model = micro(denoiser={"noiseless": noiseless}, sampler={"steps": 1, "start": "sigma"}).eval()
+    torch.nn.init.normal_(model.denoiser.network.conv_out.weight, std=0.1)
+    state = model.start(conformance.random_segment(2, 5, 3, 16))
+    frames = [
+        model.step(state, torch.zeros(2, dtype=torch.long), torch.Generator().manual_seed(k))[1].frame for k in (0, 1)
+    ]
+    assert torch.equal(*frames) == noiseless
+
+
 def test_masked_rows_do_not_count():
     """Rows whose targets are padding change nothing in the loss."""
     model = micro()

@@ -159,6 +159,8 @@ class Denoiser(nn.Module):
         rollout_share: share of the batches that have these further targets; the others cost half as much (DIAMOND: 1).
         rounding: whether frames are rounded to 8 bits; DIAMOND cuts the fraction off.
         padding: what stands for frames before an episode's start, "grey" (DIAMOND) or "black".
+        noiseless: the network sees zeros for the noisy frame, so that with one noise level and one call it is a
+            deterministic regressor of the same size, the baseline of a diffusion model.
     """
 
     def __init__(
@@ -175,6 +177,7 @@ class Denoiser(nn.Module):
         still: float = 0.0,
         reach: tuple[int, int] = (5, 7),
         padding: str = "grey",
+        noiseless: bool = False,
     ) -> None:
         super().__init__()
         if centre not in ("none", "last", "moved"):
@@ -189,6 +192,7 @@ class Denoiser(nn.Module):
         self.noise = noise or {"loc": -0.4, "scale": 1.2, "sigma_min": 2e-3, "sigma_max": 20.0}
         self.centre, self.changed_weight, self.rollout, self.rounding = centre, changed_weight, rollout, rounding
         self.rollout_share, self.still, self.reach, self.padding = rollout_share, still, tuple(reach), padding
+        self.noiseless = noiseless
 
     @torch.no_grad()
     def centre_of(self, context: Tensor) -> Tensor:
@@ -222,6 +226,8 @@ class Denoiser(nn.Module):
             action: (B, L) int64.
             centre: (B, C, H, W) of `centre_of`.
         """
+        if self.noiseless:
+            noisy = torch.zeros_like(noisy)
         c = preconditioners(sigma, self.sigma_data, self.sigma_offset)
         output = self.network(noisy * c.c_in, c.c_noise, self._scaled(context, centre), action).float()
         return c.c_skip * noisy + c.c_out * output + centre, c.c_out
