@@ -316,7 +316,7 @@ class DiffusionWorldModel(nn.Module):
             if (value := sampler.get(name, allowed[0])) not in allowed:
                 raise UserError(f"sampler.{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}.")
         trained = {"sigma_min": 2e-3, "sigma_max": 20.0} | (denoiser.get("noise") or {})
-        if not 0 < trained["sigma_min"] <= sampler["sigma_min"] < sampler["sigma_max"] <= trained["sigma_max"]:
+        if not 0 < trained["sigma_min"] <= sampler["sigma_min"] <= sampler["sigma_max"] <= trained["sigma_max"]:
             raise UserError(
                 f"sampler.sigma_min={sampler['sigma_min']} and sampler.sigma_max={sampler['sigma_max']} must rise "
                 f"within what is trained, denoiser.noise.sigma_min={trained['sigma_min']} to {trained['sigma_max']}."
