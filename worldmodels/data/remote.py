@@ -74,7 +74,7 @@ class RemotePath:
         """Whether there is this file, which must be a small one."""
         try:
             self.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return True
 
