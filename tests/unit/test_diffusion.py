@@ -343,6 +343,9 @@ def test_learns_a_moving_square():
         ({"sampler": {"sigma_max": 30.0}}, "sigma_max=30.0 must rise within what"),
         ({"sampler": {"sigma_min": 0.0}}, "sampler.sigma_min=0.0"),
         ({"sampler": {"sigma_min": 6.0}}, "sampler.sigma_min=6.0"),
+        ({"sampler": {"steps": 0}}, "sampler.steps is 0; it must be a whole number of at least 1"),
+        ({"sampler": {"stpes": 3}}, "sampler has no setting 'stpes'; it has steps, sigma_min"),
+        ({"sampler": {"churn": {"amuont": 1.0}}}, "sampler.churn has no setting 'amuont'; it has amount, low"),
         ({"sampler": {"start": "two"}}, "sampler.start is 'two'; allowed are 'unit', 'sigma'"),
         ({"sampler": {"scheduler": "DDIM"}}, "allowed are None, 'EDMEulerScheduler'"),
         (
@@ -365,6 +368,14 @@ def test_learns_a_moving_square():
 def test_bad_settings(change, message):
     with pytest.raises(UserError, match=message):
         micro(**change)
+
+
+def test_noise_levels_that_the_sampler_does_not_reach_need_no_training():
+    """As in experiment=pong_tiny_regressor, which knows one level alone."""
+    noise = {"loc": 0.0, "scale": 0.0, "sigma_min": 5.0, "sigma_max": 5.0}
+    assert micro(denoiser={"noise": noise}, sampler={"steps": 1}).sampler["sigma_min"] < 5.0
+    with pytest.raises(UserError, match="sigma_min=5.0 to 5.0"):
+        micro(denoiser={"noise": noise}, sampler={"steps": 2})
 
 
 def test_bad_segments():

@@ -33,6 +33,7 @@ from worldmodels.ops.edm import (
 from worldmodels.ops.motion import move_on
 from worldmodels.types import Metrics, Segment, State, Step, UserError
 
+SAMPLER = ("steps", "sigma_min", "sigma_max", "rho", "order", "start", "quantize", "churn", "scheduler")
 FRAME_STD = 0.5  # standard deviation by which frames are divided where they enter a network (DIAMOND's sigma_data)
 
 
@@ -311,15 +312,25 @@ class DiffusionWorldModel(nn.Module):
                 raise UserError(
                     f"model.{part}.patch is {settings['patch']}, which does not divide the image size {image_size}."
                 )
+        for name, given, known in (
+            ("sampler", sampler, SAMPLER),
+            ("sampler.churn", sampler.get("churn") or {}, Churn._fields),
+        ):
+            if unknown := set(given) - set(known):
+                raise UserError(f"{name} has no setting {min(unknown)!r}; it has {', '.join(known)}.")
         choices = {"start": ("unit", "sigma"), "quantize": ("every", "last"), "order": (1, 2)}
         for name, allowed in (choices | {"scheduler": (None, *SCHEDULERS)}).items():
             if (value := sampler.get(name, allowed[0])) not in allowed:
                 raise UserError(f"sampler.{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}.")
+        if type(sampler["steps"]) is not int or sampler["steps"] < 1:
+            raise UserError(f"sampler.steps is {sampler['steps']!r}; it must be a whole number of at least 1.")
         trained = {"sigma_min": 2e-3, "sigma_max": 20.0} | (denoiser.get("noise") or {})
-        if not 0 < trained["sigma_min"] <= sampler["sigma_min"] <= sampler["sigma_max"] <= trained["sigma_max"]:
+        low, high = sampler["sigma_min"], sampler["sigma_max"]
+        least = low if sampler["steps"] > 1 else high  # a single call is made at sigma_max
+        if not (0 < low < high and trained["sigma_min"] <= least and high <= trained["sigma_max"]):
             raise UserError(
-                f"sampler.sigma_min={sampler['sigma_min']} and sampler.sigma_max={sampler['sigma_max']} must rise "
-                f"within what is trained, denoiser.noise.sigma_min={trained['sigma_min']} to {trained['sigma_max']}."
+                f"sampler.sigma_min={low} and sampler.sigma_max={high} must rise within what is trained, "
+                f"denoiser.noise.sigma_min={trained['sigma_min']} to {trained['sigma_max']}."
             )
         self.denoiser = Denoiser(**{**denoiser, "network": shared | denoiser["network"]})
         self.reward_model = RewardModel(**shared, image_size=image_size, **reward_model)
