@@ -51,6 +51,9 @@ class _NormSiLU(torch.autograd.Function):
         # gradient of a norm: (g - mean of g - n * mean of g n) / deviation, with g factor in the place of g
         per_channel = torch.stack([to_shift, to_scale]).float() * factor.flatten(1)
         mean, along = per_channel.unflatten(2, (k, -1)).sum(-1) * inverse / (h * w * c // k)  # (B, groups) each
+        # F.group_norm sees to this, what is below it refuses: on a GPU it takes one layout alone, on a CPU these two
+        if not (x.is_contiguous() or (x.is_cpu and x.is_contiguous(memory_format=torch.channels_last))):
+            x = x.contiguous()
         mean, along, inverse = (
             t.repeat_interleave(c // k, 1)[:, :, None, None].to(norm.dtype) for t in (-mean, -along, inverse)
         )
