@@ -542,6 +542,9 @@ def test_lost_or_hostile_files_are_one_sentence(tmp_path):
     (tmp_path / "s" / SEGMENTS / "000000.zarr/reward/c/0").write_bytes(b"")
     with pytest.raises(UserError, match="reward/c/0 is damaged"):
         Store.open(tmp_path / "s").read([(1, 0)], 4)
+    (tmp_path / "s" / SEGMENTS / "000000.zarr/obs/zarr.json").unlink()
+    with pytest.raises(UserError, match="000000.zarr/obs is damaged"):  # and not asked for again without end
+        Store.open(tmp_path / "s").read([(2, 0)], 4)
     staged = tmp_path / "s/staging/toy/000000007.npz"
     mark = tmp_path / "executed"
 

@@ -257,14 +257,18 @@ class FrameReader:
     """Reads runs of frames from the shard of a Zarr array (N, H, W[, C]): one pread of the chunks, then zstd."""
 
     def __init__(self, path: Path) -> None:
-        meta = read_json(path / "zarr.json")
         self._path = path
-        self._shape = tuple(meta["codecs"][0]["configuration"]["chunk_shape"])
+        try:
+            meta = read_json(path / "zarr.json")
+            shape, shard = meta["shape"], meta["codecs"][0]["configuration"]
+            self._shape = tuple(shard["chunk_shape"])
+            self._crc = shard["codecs"][-1]["name"] == "crc32c"
+        except (FileNotFoundError, LookupError, TypeError) as e:  # the first would look as if the writer had sealed
+            raise damaged(path, "its zarr.json is missing or not ours") from e
         self._chunk = self._shape[0]
-        self._crc = meta["codecs"][0]["configuration"]["codecs"][-1]["name"] == "crc32c"
-        self._fd = _open(path.joinpath("c", *["0"] * len(meta["shape"])))
+        self._fd = _open(path.joinpath("c", *["0"] * len(shape)))
         size = os.fstat(self._fd).st_size
-        n = 16 * -(-meta["shape"][0] // self._chunk)
+        n = 16 * -(-shape[0] // self._chunk)
         tail = os.pread(self._fd, n + 4, max(0, size - n - 4))
         if len(tail) != n + 4 or not _intact(tail):
             raise damaged(path, "its index does not match its checksum")
