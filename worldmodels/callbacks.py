@@ -88,9 +88,13 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write what there is. Where one rank alone has failed the others would be waited for in vain."""
+        """Write what there is, unless it is broken: then what was written before is all that can be gone on from.
+
+        Where one rank alone has failed the others would be waited for in vain.
+        """
         together = isinstance(exception, KeyboardInterrupt | SystemExit)
-        if trainer.global_step not in (0, self._saved) and (trainer.world_size == 1 or together):
+        whole = all(bool(p.isfinite().all()) for p in pl_module.parameters())
+        if whole and trainer.global_step not in (0, self._saved) and (trainer.world_size == 1 or together):
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:

@@ -1,6 +1,7 @@
 """Optimiser groups, clipping, schedules, averaging and atomic files."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,27 +138,43 @@ def test_models_are_built_from_settings_alone(model: dict[str, Any]) -> None:
     assert set(a.components()) == {"denoiser", "reward_model"}
 
 
-def test_a_loss_that_is_not_finite_names_its_batch_and_spares_the_weights(
-    model: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At the third batch the network's weights are broken; last.ckpt has what two batches had made of them."""
-    learner = WorldModelLearner(model, warmup=1)
-    kept: list[dict[str, torch.Tensor]] = []
+def fit_to_the_third_batch(learner: WorldModelLearner, path: Path, happens: Callable[[], None]) -> None:
+    """Train with a LastCheckpoint that is not due; before the third batch something happens that ends it."""
 
-    class Break(L.Callback):
+    class Before(L.Callback):
         def on_train_batch_start(self, trainer: L.Trainer, learner: L.LightningModule, batch: Any, index: int) -> None:
             if index == 2:
-                kept.append({k: v.clone() for k, v in learner.state_dict().items()})
-                monkeypatch.setattr(learner.model, "loss", lambda *_: (torch.tensor(float("nan")), {}))
+                happens()
 
-    last = LastCheckpoint(str(tmp_path / "last.ckpt"), every=100)
     segment = random_segment(2, learner.model.min_length, 3, 20)
     trainer = L.Trainer(
         max_steps=5, accelerator="cpu", logger=False, enable_checkpointing=True, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[Break(), last], default_root_dir=tmp_path,
+        enable_model_summary=False, callbacks=[Before(), LastCheckpoint(str(path), every=100)],
+        default_root_dir=path.parent,
     )  # fmt: skip
     with pytest.raises(UserError, match=r"batch 2 \(seed 0, rank 0\) is nan"):
         trainer.fit(learner, torch.utils.data.DataLoader([segment] * 5, batch_size=None))
+
+
+def test_a_loss_that_is_not_finite_names_its_batch_and_spares_the_weights(
+    model: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """last.ckpt has what two batches had made of the weights."""
+    learner = WorldModelLearner(model, warmup=1)
+    kept: list[dict[str, torch.Tensor]] = []
+
+    def happens() -> None:
+        kept.append({k: v.clone() for k, v in learner.state_dict().items()})
+        monkeypatch.setattr(learner.model, "loss", lambda *_: (torch.tensor(float("nan")), {}))
+
+    fit_to_the_third_batch(learner, tmp_path / "last.ckpt", happens)
     stored = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert stored["global_step"] == 2
     assert all(torch.equal(v, stored["state_dict"][k]) for k, v in kept[0].items())
+
+
+def test_broken_weights_do_not_take_the_place_of_whole_ones(model: dict[str, Any], tmp_path: Path) -> None:
+    learner, path = WorldModelLearner(model, warmup=1), tmp_path / "last.ckpt"
+    path.write_text("whole")
+    fit_to_the_third_batch(learner, path, lambda: learner.model.denoiser.network.conv_out.weight.data.fill_(torch.nan))
+    assert path.read_text() == "whole"

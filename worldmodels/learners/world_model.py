@@ -82,8 +82,8 @@ class WorldModelLearner(L.LightningModule):
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss of batch {progress.processed} (seed {self.hparams['seed']}, rank {self.global_rank}) is "
-                f"{loss.item()}; last.ckpt holds the weights from before it, and a lower learner.lr or "
-                "trainer.precision=32-true may keep it finite"
+                f"{loss.item()}; what last.ckpt holds is from before it: go on with trainer.precision=32-true, or "
+                "begin again with resume=never and a lower learner.lr"
             )
         each = metrics.pop("window_loss", None)
         if each is not None and "starts" in segment.side:  # windows that are hard are drawn more often
