@@ -8,8 +8,10 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from tests.conftest import QUICK, ROOT, write_catch
+from worldmodels.commands._results import settings_of
 from worldmodels.config import sized
 from worldmodels.data.store import Store
 from worldmodels.learners.world_model import WorldModelLearner
@@ -78,6 +80,8 @@ def test_imagine_writes_films_strips_arrays_and_a_store(imagine, in_process, sto
     np.testing.assert_array_equal(first.obs, logged["obs"][0, :n].transpose(0, 2, 3, 1))
     np.testing.assert_array_equal(first.final_obs, logged["obs"][0, n].transpose(1, 2, 0))
     assert first.terminated[-1] != first.truncated[-1]
+    np.testing.assert_array_equal(first.life_loss, logged["life_loss"][0, :n])
+    assert logged["life_loss"].any() and not logged["life_loss"].all()
 
     settings = [*QUICK, "trainer.max_steps=2", "trainer.val_check_interval=2", "data.batch_size=2"]
     code, _, stderr = in_process(
@@ -123,6 +127,17 @@ def test_quality_and_report(in_process, store: Path, checkpoint: Path, tmp_path:
     assert code == 0 and printed.split() == [str(tmp_path / "run" / name) for name in ("index.html", "report.json")]
 
 
+@pytest.mark.parametrize("name", ["checkpoint", "baseline", "lpips", "fvd"])
+def test_a_file_that_has_changed_makes_other_work(store: Path, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "file"
+    cfg, data = OmegaConf.create({name: str(file)}), Store.open(store)
+    file.write_bytes(b"before")
+    before = settings_of(cfg, data)
+    assert settings_of(cfg, data) == before
+    file.write_bytes(b"after")
+    assert settings_of(cfg, data) != before
+
+
 @pytest.mark.parametrize("command", ["imagine", "quality"])
 def test_mistakes_are_told_in_one_sentence(
     in_process, command: str, store: Path, checkpoint: Path, tmp_path: Path
@@ -154,6 +169,11 @@ def test_mistakes_are_told_in_one_sentence(
 def test_a_report_of_nothing_is_refused(in_process, tmp_path: Path) -> None:
     code, _, stderr = in_process("report", f"run={tmp_path / 'none'}")
     assert code == 2 and "there is no run at" in stderr
+
+
+def test_a_precision_that_dreams_do_not_have_is_refused(imagine) -> None:
+    code, _, stderr = imagine("precision=16-mixed")
+    assert code == 2 and "choose auto, bf16-mixed or 32-true" in stderr
 
 
 def test_dreams_do_not_overwrite_something_else(imagine, tmp_path: Path) -> None:

@@ -12,12 +12,15 @@ from omegaconf import DictConfig
 from worldmodels.config import load_learner, plain, read_checkpoint
 from worldmodels.data.disk import make_folder, write_json
 
+FILES = ("checkpoint", "baseline", "lpips", "fvd")
+"""Settings that name a file, of whatever command has them."""
+
 
 def settings_of(cfg: DictConfig, store: Any) -> dict[str, Any]:
-    """All that decides the result: the settings, and what is in the checkpoint and the store that they name."""
-    path = Path(cfg.checkpoint)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-    return {**plain(cfg), "checkpoint_sha256": digest, "store_uuid": store.uuid, "rows": int(store.offsets[-1])}
+    """All that decides the result: the settings, and what is in the files and the store that they name."""
+    files = [(name, Path(str(cfg[name]))) for name in FILES if cfg.get(name)]
+    digests = {f"{name}_sha256": hashlib.sha256(p.read_bytes()).hexdigest() for name, p in files if p.is_file()}
+    return {**plain(cfg), **digests, "store_uuid": store.uuid, "rows": int(store.offsets[-1])}
 
 
 def finished(out: Path, settings: Mapping[str, Any]) -> bool:

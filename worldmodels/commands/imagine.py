@@ -28,6 +28,8 @@ def main(cfg: DictConfig) -> None:
     store, settings, model, device = prepared
     if len(games := store.card.get("games", ())) > 1:
         raise UserError(f"dreams are of one game, but the stores are of {' and '.join(games)}; give those of one game")
+    if cfg.precision not in ("auto", "bf16-mixed", "32-true"):
+        raise UserError(f"precision={cfg.precision} is none that dreams have; choose auto, bf16-mixed or 32-true")
     if hardware.precision(cfg.precision, device) == "bf16-mixed":
         model.quicken()
     starts = window_starts(store, cfg.split, cfg.burn_in + cfg.horizon, cfg.rollouts)

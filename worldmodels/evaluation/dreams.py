@@ -43,7 +43,8 @@ def dream(
     Returns:
         obs (N, T+1, C, H, W) uint8, obs[:, 0] being the last real frame; action (N, T) int64; reward (N, T) float32
         and terminated (N, T) bool as drawn; reward_mean and terminated_mean (N, T) float32; mask (N, T) bool, false
-        after an imagined termination.
+        after an imagined termination; where the model tells lost lives apart, `life_loss` (N, T) bool and
+        `life_loss_mean` (N, T) float32.
     """
     done = []
     for rows in track(np.array_split(np.arange(windows.batch_size), -(-windows.batch_size // batch_size)), description):
@@ -109,8 +110,8 @@ def write_store(
 ) -> None:
     """Write dreams as a store to train on, one episode a rollout up to its imagined end.
 
-    Its card is that of the real store with source "imagined" and a policy that names checkpoint and data. Rewards are
-    as drawn from the model.
+    Its card is that of the real store with source "imagined" and a policy that names checkpoint and data. Rewards,
+    ends and lost lives are as drawn from the model.
 
     Args:
         path: a new folder, or one that an earlier call wrote (which is replaced).
@@ -159,7 +160,7 @@ def _episode(row: Mapping[str, Tensor], info: dict[str, object]) -> Episode:
         reward=row["reward"][:length].numpy(),
         terminated=terminated,
         truncated=truncated,
-        life_loss=np.zeros(length, bool),
+        life_loss=row["life_loss"][:length].numpy() if "life_loss" in row else np.zeros(length, bool),
         final_obs=frames[-1],
         info=info,
     )
