@@ -27,7 +27,8 @@ WHOLE = {
     **dict.fromkeys(("trainer.max_steps", "trainer.val_check_interval", "trainer.accumulate_grad_batches"), 1),
     **dict.fromkeys(("data.validation.windows", "data.validation.batch_size"), 1),
     **dict.fromkeys(("learner.horizons", "callbacks.last.every", "source.processes"), 1),
-    **dict.fromkeys(("processes", "limit", "pictures"), 1),
+    **dict.fromkeys(("processes", "limit", "pictures", "other_actions.steps"), 1),
+    **dict.fromkeys(("other_actions.windows", "spread.windows", "spread.samples", "spread.after"), 0),
 }
 """Settings, of whatever command has them, that are whole numbers (or lists of them), and the least they may be."""
 TRUSTED = ("worldmodels.", "torch.optim.", "torch.nn.", "diffusers.", "lightning.pytorch.")
@@ -74,7 +75,8 @@ def build(cfg: Mapping[str, Any], **extra: Any) -> Any:
     try:
         return factory(**arguments)
     except TypeError as error:
-        if re.search(rf"\b{name}\.__init__\(\)|^{name}\(\)", str(error)):
+        # of the target, or of a part of it that is built from a nested dict
+        if re.search(rf"^(\w+\.__init__|{name})\(\) (got|missing|takes) ", str(error)):
             raise UserError(f"wrong settings for {target}: {error}") from error
         raise
 

@@ -53,6 +53,8 @@ def test_list_of_commands(in_process: RUN) -> None:
         (["train", "experiment=catch", "store=S", "out=/proc/x"], ["no folder can be made at /proc/x"]),
         (["collect", "game=catch", "store=/proc/x"], ["no folder can be made at /proc/x"]),
         (["collect", "game=catch", "source.skill=abc", "store=x"], ["source.skill=abc does not work", "0.3"]),
+        (["quality", "other_actions.windows=-1"], ["other_actions.windows=-1 must be a whole number of at least 0"]),
+        (["quality", "spread.windows=1.5"], ["spread.windows=1.5 must be a whole number of at least 0"]),
         (["finetune", "checkpoint=none.ckpt", "store=S", "out=x"], ["none.ckpt", "worldmodels train"]),
     ],
 )

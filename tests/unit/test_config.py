@@ -44,6 +44,10 @@ def test_build_names_wrong_settings() -> None:
         build({"_target_": "torch.nn.Linear", "width": 3})
     with pytest.raises(UserError, match="no _target_"):
         build({"width": 3})
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        cfg = compose("train", ["+model.sizes.tiny.reward_model.depht=1"])  # in a part that is built inside
+    with pytest.raises(UserError, match=r"wrong settings for worldmodels.*RewardModel.__init__\(\) got .* 'depht'"):
+        build(sized(cfg.model))
 
 
 def test_sized_merges_the_choice_and_drops_the_rest() -> None:

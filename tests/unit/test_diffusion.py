@@ -15,6 +15,7 @@ from worldmodels.ops.edm import SCHEDULERS, preconditioners
 from worldmodels.types import UserError
 
 SIZES = ("tiny", "small", "paper")
+NETWORK = {"context": 4, "cond_channels": 16, "channels": [8], "depths": [1], "attention": [False]}
 
 
 def settings(size, **overrides):
@@ -343,26 +344,21 @@ def test_learns_a_moving_square():
         ({"sampler": {"sigma_max": 30.0}}, "sigma_max=30.0 must rise within what"),
         ({"sampler": {"sigma_min": 0.0}}, "sampler.sigma_min=0.0"),
         ({"sampler": {"sigma_min": 6.0}}, "sampler.sigma_min=6.0"),
+        (
+            {"denoiser": {"network": NETWORK | {"depths": []}}},
+            r"depths=\[\] and attention=\[False\] must have one entry",
+        ),
+        (
+            {"denoiser": {"network": NETWORK | {"backbone": "unet2d", "attention": []}}},
+            r"depths=\[1\] and attention=\[\] must have one entry",
+        ),
+        ({"denoiser": {"network": NETWORK | {"backbone": "dilated", "channels": [8, 8]}}}, "dilated has one level"),
         ({"sampler": {"steps": 0}}, "sampler.steps is 0; it must be a whole number of at least 1"),
         ({"sampler": {"stpes": 3}}, "sampler has no setting 'stpes'; it has steps, sigma_min"),
         ({"sampler": {"churn": {"amuont": 1.0}}}, "sampler.churn has no setting 'amuont'; it has amount, low"),
         ({"sampler": {"start": "two"}}, "sampler.start is 'two'; allowed are 'unit', 'sigma'"),
         ({"sampler": {"scheduler": "DDIM"}}, "allowed are None, 'EDMEulerScheduler'"),
-        (
-            {
-                "denoiser": {
-                    "network": {
-                        "context": 4,
-                        "cond_channels": 16,
-                        "channels": [8],
-                        "depths": [1],
-                        "attention": [False],
-                        "patch": 3,
-                    }
-                }
-            },
-            "does not divide",
-        ),
+        ({"denoiser": {"network": NETWORK | {"patch": 3}}}, "does not divide"),
     ],
 )
 def test_bad_settings(change, message):

@@ -88,7 +88,7 @@ class DenoiserNetwork(nn.Module):
         dilations: of the blocks of the dilated backbone.
 
     Raises:
-        UserError: another backbone.
+        UserError: another backbone, or levels that it cannot have.
     """
 
     def __init__(
@@ -121,6 +121,8 @@ class DenoiserNetwork(nn.Module):
             return
         self.conv_in = conv3x3(channels_in, channels[0])
         if backbone == "dilated":
+            if len(channels) != 1:
+                raise UserError(f"network.backbone=dilated has one level, not network.channels={list(channels)}.")
             self.unet = DilatedNet(channels[0], cond_channels, list(dilations))
         else:
             self.unet = UNet(channels, list(depths), cond_channels, list(attention), normed_skip)

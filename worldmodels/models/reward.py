@@ -54,7 +54,7 @@ class RewardModel(nn.Module):
             play mostly did; "logged" shows what the log holds.
 
     Raises:
-        UserError: an unknown choice, or a weight below 0.
+        UserError: an unknown choice, or a weight that is not above 0.
     """
 
     def __init__(

@@ -3,12 +3,15 @@
 Source: Alonso et al. 2024 (DIAMOND), section 3. Legend: B batch, C channels, H and W pixels, D condition.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from worldmodels.types import UserError
 
 GROUP_SIZE = 32  # channels a norm group
 NORM_EPS = 1e-5
@@ -25,6 +28,19 @@ def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, 3, stride, 1)
 
 
+def check_levels(channels: Sequence[int], depths: Sequence[int], attention: Sequence[bool]) -> None:
+    """Refuse settings of levels that do not tell as much of each.
+
+    Raises:
+        UserError: there is no level, or the lists differ in length.
+    """
+    if not 0 < len(channels) == len(depths) == len(attention):
+        raise UserError(
+            f"channels={list(channels)}, depths={list(depths)} and attention={list(attention)} must have one entry "
+            "for each level of the network."
+        )
+
+
 class _NormSiLU(torch.autograd.Function):
     """SiLU(n (1 + scale) + shift), n being the group norm of x, that keeps n alone for its gradients.
 
@@ -35,6 +51,9 @@ class _NormSiLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int) -> Tensor:
         """(B, C, H, W), scale and shift (B, C, 1, 1)."""
         b, c, h, w = x.shape
+        # F.group_norm sees to this, what is below it refuses: on a GPU it takes one layout alone, on a CPU these two
+        if not (x.is_contiguous() or (x.is_cpu and x.is_contiguous(memory_format=torch.channels_last))):
+            x = x.contiguous()
         norm, _, deviation = torch.native_group_norm(x, None, None, b, c, h * w, groups, NORM_EPS)
         ctx.save_for_backward(norm, scale, shift, deviation)
         return F.silu(torch.addcmul(shift, norm, 1 + scale), inplace=True)
@@ -51,9 +70,6 @@ class _NormSiLU(torch.autograd.Function):
         # gradient of a norm: (g - mean of g - n * mean of g n) / deviation, with g factor in the place of g
         per_channel = torch.stack([to_shift, to_scale]).float() * factor.flatten(1)
         mean, along = per_channel.unflatten(2, (k, -1)).sum(-1) * inverse / (h * w * c // k)  # (B, groups) each
-        # F.group_norm sees to this, what is below it refuses: on a GPU it takes one layout alone, on a CPU these two
-        if not (x.is_contiguous() or (x.is_cpu and x.is_contiguous(memory_format=torch.channels_last))):
-            x = x.contiguous()
         mean, along, inverse = (
             t.repeat_interleave(c // k, 1)[:, :, None, None].to(norm.dtype) for t in (-mean, -along, inverse)
         )
@@ -158,6 +174,9 @@ class Encoder(nn.Module):
         attention: whether the blocks of each level attend.
         middle: number of attending blocks at the lowest level (DIAMOND: 2).
         normed_skip: as in `SelfAttention`.
+
+    Raises:
+        UserError: the three lists differ in length.
     """
 
     def __init__(
@@ -170,6 +189,7 @@ class Encoder(nn.Module):
         normed_skip: bool = False,
     ) -> None:
         super().__init__()
+        check_levels(channels, depths, attention)
         previous = [channels[0], *channels[:-1]]
         self.levels = nn.ModuleList(
             nn.ModuleList(ResBlock(p if i == 0 else c, c, cond_channels, a, normed_skip) for i in range(depth))

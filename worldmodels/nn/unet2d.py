@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodels.nn.unet import HEAD_DIM, groups
+from worldmodels.nn.unet import HEAD_DIM, check_levels, groups
 from worldmodels.types import UserError
 
 
@@ -29,7 +29,7 @@ class UNet2D(nn.Module):
         attention: whether each level attends.
 
     Raises:
-        UserError: levels of different depth.
+        UserError: levels of different depth, or lists that differ in length.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class UNet2D(nn.Module):
         super().__init__()
         from diffusers import UNet2DModel
 
+        check_levels(channels, depths, attention)
         if len(set(depths)) != 1:
             raise UserError(f"network.backbone=unet2d takes levels of one depth, not network.depths={depths}.")
         self.net: Any = UNet2DModel(
