@@ -58,7 +58,7 @@ def reward_quality(
     for part in track(batches(rows, batch_size), f"rewards on {split}", progress):
         window = store.read(part - [0, burn_in], burn_in + 1).to(device)
         _, step = model.step(model.start(window.steps(0, burn_in)), window.action[:, burn_in], generator)
-        seen.append(torch.stack([step.reward_mean, step.terminated_mean]).double().cpu())
+        seen.append(torch.stack([step.reward_mean, step.terminated_mean]).cpu().double())
     expected, end = torch.cat(seen, 1)
     resamples = episode_weights(rows[:, 0])
     truth = reward.sign()
