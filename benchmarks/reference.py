@@ -1,7 +1,7 @@
 """Does size=paper compute what DIAMOND's public code computes? Same weights and inputs into both; largest differences.
 
-`python -m benchmarks.reference --reference PATH`, PATH being a checkout of github.com/eloialonso/diamond (measured
-against commit 5bcd159). Without it nothing is compared and nothing claimed.
+`python -m benchmarks.reference --reference PATH [--quick] [--out DIR]`, PATH being a checkout of
+github.com/eloialonso/diamond (measured against commit 5bcd159). Without it nothing is compared and nothing claimed.
 """
 
 import argparse
@@ -248,6 +248,8 @@ def main() -> None:
     """Print the differences, and the same as JSON in the last line; exit 1 where one passes 1e-5."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--reference", type=Path, help="checkout of github.com/eloialonso/diamond")
+    parser.add_argument("--quick", action="store_true", help="the same: there is nothing to repeat")
+    parser.add_argument("--out", type=Path, help="folder for reference.json")
     options = parser.parse_args()
     from worldmodels.hardware import summary
 
@@ -259,7 +261,11 @@ def main() -> None:
         for name, value in figures.items():
             print(f"{name:<40} {value:.2e}  {'' if name.endswith('differ') else f'at most {LIMIT}'}")
     anchor = "self" if options.reference is None else "reference"
-    print(json.dumps({"benchmark": "reference", "anchor": anchor, "figures": figures, "environment": summary()}))
+    result = json.dumps({"benchmark": "reference", "anchor": anchor, "figures": figures, "environment": summary()})
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "reference.json").write_text(result + "\n", encoding="utf-8")
+    print(result)
     if any(value > LIMIT for name, value in figures.items() if not name.endswith("differ")):
         sys.exit(1)
 
