@@ -618,3 +618,8 @@ def test_side_columns(tmp_path):
             store.write_side(name, version, r, values)
     with pytest.raises(UserError, match=r"no side column .*/latent/z; its versions are: \['a', 'b'\]"):
         store.side("latent", "z")
+    part = tmp_path / "s/side/latent/a/toy/000001.zarr"
+    for file, harm in ((part / "values/c/0/0", lambda p: p.write_bytes(b"abc")), (part / "covered/c/0", Path.unlink)):
+        harm(file)
+        with pytest.raises(UserError, match="latent/a/toy/000001.zarr is damaged"):
+            store.side("latent", "a")

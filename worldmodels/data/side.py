@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from worldmodels.data.checksums import file_table
-from worldmodels.data.disk import atomic, read_json, write_json
+from worldmodels.data.disk import atomic, damaged, read_json, write_json
 from worldmodels.data.groups import add_plain, group_in_memory, write_files
 from worldmodels.data.segments import plain_file, read_attributes
 from worldmodels.types import UserError
@@ -73,7 +73,10 @@ def read(folder: Path, version: str | None, source: str, segments: Sequence[Path
         part = np.ma.masked_all((n, *manifest["shape"]), manifest["dtype"])
         if segment.name in manifest["segments"]:
             file = plain_file(group, "values", part.ndim)
-            covered = np.frombuffer(plain_file(group, "covered").read_bytes(), np.uint8).astype(bool)
-            part[covered] = np.frombuffer(file.read_bytes(), manifest["dtype"]).reshape(part.shape)[covered]
+            try:
+                covered = np.frombuffer(plain_file(group, "covered").read_bytes(), np.uint8).astype(bool)
+                part[covered] = np.frombuffer(file.read_bytes(), manifest["dtype"]).reshape(part.shape)[covered]
+            except (FileNotFoundError, ValueError, IndexError) as e:
+                raise damaged(group, e) from e
         parts.append(part)
     return np.ma.concatenate(parts)
