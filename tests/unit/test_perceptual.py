@@ -76,6 +76,9 @@ def test_films_are_judged_where_weights_are_given(weights):
     assert not {"without_lpips", "without_fvd"} & figures.keys()
     with pytest.raises(UserError, match="FVD needs 10 imagined frames, not 8"):
         judge.features(true[:, :8])
+    torch.jit.script(nn.ReLU()).save(str(weights / "other.pt"))
+    with pytest.raises(UserError, match="fvd is a TorchScript that takes no films; give fvd=FILE"):
+        FilmFeatures(weights / "other.pt")(true)
 
 
 def test_absent_weights_are_told_in_one_sentence_and_nothing_is_made_up(tmp_path, weights):

@@ -107,14 +107,17 @@ class FilmFeatures:
         """(N, D) float64 for clips (N, T, C, H, W) uint8, T at least `LEAST_FRAMES`.
 
         Raises:
-            UserError: the clips are too short.
+            UserError: the clips are too short, or the TorchScript takes none.
         """
         if clips.shape[1] < LEAST_FRAMES:
             raise UserError(
                 f"FVD needs {LEAST_FRAMES} imagined frames, not {clips.shape[1]}: raise horizons, or drop fvd"
             )
         clips = clips.expand(-1, -1, 3, -1, -1).transpose(1, 2)  # (N, 3, T, H, W), which it scales and enlarges itself
-        return self.network(clips, rescale=True, resize=True, return_features=True).double()
+        try:
+            return self.network(clips, rescale=True, resize=True, return_features=True).double()
+        except RuntimeError as error:
+            raise UserError(f"fvd is a TorchScript that takes no films; {HOW_FVD.split('; ')[1]}") from error
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float | None:
