@@ -208,6 +208,13 @@ def test_what_hardly_changes_is_left_still(still):
     assert ((change > 1) & (change < 12)).any() == (still == 0)  # 0.1 is 12.75 levels of 255
 
 
+def test_centre_is_the_same_where_training_is_in_bfloat16():
+    model, context = micro(denoiser={"centre": "moved"}), to_float(conformance.random_segment(8, 5, 3, 16).obs[:, :4])
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = model.denoiser.centre_of(context)
+    assert torch.equal(trained, model.denoiser.centre_of(context))
+
+
 def test_centre_moved_needs_four_frames():
     network = {"context": 3}
     with pytest.raises(UserError, match="4 frames of context"):

@@ -201,7 +201,8 @@ class Denoiser(nn.Module):
     def centre_of(self, context: Tensor) -> Tensor:
         """What is subtracted from the frame before it is denoised, for context (B, L, C, H, W)."""
         if self.centre == "moved":
-            return move_on(context, self.reach)
+            with torch.autocast(context.device.type, enabled=False):  # which displacement is best hangs on small sums
+                return move_on(context, self.reach)
         return context[:, -1] if self.centre == "last" else torch.zeros_like(context[:, -1])
 
     def _scaled(self, context: Tensor, centre: Tensor) -> Tensor:
