@@ -77,6 +77,14 @@ def test_learns_the_size_of_a_reward():
     assert (p @ m.bins - segment.reward).abs().max() < 0.5
 
 
+def test_windows_count_by_their_importance():
+    segment = conformance.random_segment(2, 4, 3, 16)
+    first = replace(segment, side={"importance": torch.tensor([1.0, 0.0])})
+    second = replace(segment, side={"importance": torch.tensor([0.0, 1.0])})
+    parts = [loss(model(), s)[0] for s in (first, second)]
+    assert min(parts) > 0 and sum(parts) == pytest.approx(loss(model(), segment)[0])
+
+
 @pytest.mark.parametrize("choice", ["end", "apart", "ignored"])
 def test_lost_lives(choice):
     segment = conformance.random_segment(2, 4, 3, 16)

@@ -162,20 +162,21 @@ class RewardModel(nn.Module):
         """Sum of the cross-entropies of reward, termination and lost life over the transitions that count.
 
         Args:
-            segment: of T transitions.
+            segment: of T transitions; a window counts by its `importance` in `side`, if there is one.
             frames: (B, T, C, H, W) in [-1, 1], before the actions.
             next_frames: (B, T, C, H, W), after them; padding is grey (0) where `unknown_next` is "grey".
         """
         if self.terminal_frame == "stale":
             next_frames = torch.where(segment.terminated[..., None, None, None], frames, next_frames)
         reward_logits, end_logits, _ = self(frames, next_frames, segment.action)
+        importance = segment.side.get("importance", torch.ones(len(frames), device=frames.device))[:, None]
         real = segment.mask if self.unknown_next == "grey" else segment.mask & segment.next_mask
 
         def mean(logits: Tensor, target: Tensor, event: Tensor) -> Tensor:
             """Of soft targets (B, T, classes), over the real transitions."""
             weight = real * torch.where(event, self.event_weight, 1.0)
             error = F.cross_entropy(logits.movedim(-1, 1), target.movedim(-1, 1), reduction="none")
-            return (error * weight).sum() / weight.sum().clamp(min=1e-9)
+            return (error * weight * importance).sum() / weight.sum().clamp(min=1e-9)
 
         reward = segment.reward.sign() if self.rewards == "sign" else segment.reward
         lost = segment.side.get("life_loss", torch.zeros_like(segment.terminated))
