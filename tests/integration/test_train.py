@@ -57,7 +57,7 @@ def test_train_finish_and_resume_longer(in_process: RUN, catch_store: Path, run_
     assert "resuming from" in out
     longer = json.loads((run_folder / "metrics.json").read_text())
     assert longer["steps"] == 55
-    assert longer["seconds"] > metrics["seconds"]
+    assert longer["seconds"] >= metrics["seconds"], "over all resumes (rounded to a tenth)"
 
 
 def test_another_model_in_the_same_folder_is_refused(in_process: RUN, catch_store: Path, run_folder: Path) -> None:

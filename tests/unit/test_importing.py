@@ -268,6 +268,24 @@ def test_mistakes_in_the_command(tmp_path, in_process, settings, parts):
     assert not (tmp_path / "s").exists()
 
 
+def test_interrupted_as_the_first_segment_is_committed(tmp_path, monkeypatch):
+    """After the rename, before the store has taken note of it: what is committed is not taken for an empty store."""
+    refresh, calls = Store.refresh, []
+
+    def interrupted(store):
+        calls.append(store)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        refresh(store)
+
+    monkeypatch.setattr(Store, "refresh", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        import_log(tmp_path / "s", card(), list(LOG), read)
+    store = Store.open(tmp_path / "s")
+    assert len(calls) == 2 and len(store.lengths)
+    assert_holds(store, EPISODES[: len(store.lengths)])
+
+
 def test_an_interrupted_command_keeps_what_was_committed(tmp_path):
     folder, store = record(tmp_path / "log", 300, 1000), tmp_path / "s"
     args = arguments("import", "source=npz", f"path={folder}", "game=pong", f"store={store}")

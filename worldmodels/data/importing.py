@@ -117,6 +117,7 @@ def import_log(
             if not len(store.lengths):
                 raise UserError(f"there is nothing to import into {path.absolute()}: the log holds no episodes")
         except BaseException as e:
+            store.refresh()  # interrupted between the rename that commits a segment and taking note of it
             if not len(store.lengths):
                 _undo(path, existed)
             elif isinstance(e, UserError):

@@ -202,7 +202,7 @@ class Store:
                 for p in staged:
                     writer.append(p.stem, StagedReader(p).episode)
                 writer.finish()
-            self.commit(writer.path)
+                self.commit(writer.path)  # within: a segment that a full disk does not let in is removed
             for p in staged:
                 p.unlink()
 
