@@ -261,6 +261,20 @@ def test_a_segment_that_fails_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_segment_that_a_full_disk_does_not_let_in_leaves_nothing(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Store.create(tmp_path / "s", card()) as store:
+        store.append(episode(0))
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="is full"):
+            patch.setattr(os, "rename", full)
+            store.seal()
+        assert not list(tmp_path.rglob("*.tmp*"))
+        assert_holds(store, [episode(0)])
+    assert_holds(Store.open(tmp_path / "s"), [episode(0)])
+
+
 def test_a_segment_that_a_full_disk_stops_leaves_nothing(tmp_path, monkeypatch):
     """Wherever it stops: nobody but the thread that removes the segment touches its folder."""
     count, at = 0, math.inf
