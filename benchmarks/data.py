@@ -7,7 +7,6 @@ same cores do not lessen by much: where the two differ, the machine is busy.
 """
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -26,6 +25,7 @@ import torch
 
 from benchmarks.logs import FORMS, dqn_log, drop_cache, repeated, stores, write_pt_files
 from benchmarks.readers import FRAMES, Read, pt_files, tensorstore_reads, zarr_python
+from benchmarks.results import publish
 from worldmodels import hardware
 from worldmodels.data.importing import import_log
 from worldmodels.data.mixing import open_stores
@@ -69,13 +69,7 @@ def main() -> None:
             figures[name] = round(float(value), 3)
             print(f"{name:<36} {figures[name]:>12,.6g}  {LIMITS.get(name, '')}", flush=True)
 
-    from worldmodels.hardware import summary
-
-    result = json.dumps({"benchmark": "data", "figures": figures, "environment": summary()})
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "data.json").write_text(result + "\n", encoding="utf-8")
-    print(result)
+    publish("data", figures, options.out)
 
 
 def reading(root: Path, paths: Sequence[Path], repeats: int) -> dict[str, float]:

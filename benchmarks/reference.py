@@ -6,7 +6,6 @@ github.com/eloialonso/diamond (measured against commit 5bcd159). Without it noth
 
 import argparse
 import importlib
-import json
 import re
 import sys
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.results import publish
 from tests.conformance import random_segment
 from worldmodels.config import build, conf_dir, plain, sized
 from worldmodels.models.diffusion import DiffusionWorldModel, to_float
@@ -251,8 +251,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the same: there is nothing to repeat")
     parser.add_argument("--out", type=Path, help="folder for reference.json")
     options = parser.parse_args()
-    from worldmodels.hardware import summary
-
     figures: dict[str, float] = {}
     if options.reference is None:
         print("no --reference given: nothing is compared")
@@ -261,11 +259,7 @@ def main() -> None:
         for name, value in figures.items():
             print(f"{name:<40} {value:.2e}  {'' if name.endswith('differ') else f'at most {LIMIT}'}")
     anchor = "self" if options.reference is None else "reference"
-    result = json.dumps({"benchmark": "reference", "anchor": anchor, "figures": figures, "environment": summary()})
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "reference.json").write_text(result + "\n", encoding="utf-8")
-    print(result)
+    publish("reference", figures, options.out, anchor=anchor)
     if any(value > LIMIT for name, value in figures.items() if not name.endswith("differ")):
         sys.exit(1)
 

@@ -1,12 +1,13 @@
 """How long the program takes to answer: `import worldmodels` and `worldmodels` alone, each in a fresh process."""
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from benchmarks.results import publish
 
 COMMANDS = {
     "interpreter_seconds": [sys.executable, "-c", "pass"],
@@ -33,13 +34,7 @@ def main() -> None:
         limit = f"limit {LIMITS[name]} s" if name in LIMITS else ""
         print(f"{name:<24} {figures[name]:.3f} s  ({min(times):.3f} to {max(times):.3f})  {limit}")
 
-    from worldmodels.hardware import summary
-
-    result = json.dumps({"benchmark": "startup", "figures": figures, "environment": summary()})
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "startup.json").write_text(result + "\n", encoding="utf-8")
-    print(result)
+    publish("startup", figures, options.out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ reference as its trainer does, in eager mode. Without --reference there is nothi
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import reference
+from benchmarks.results import publish
 from worldmodels import hardware
 from worldmodels.data.sources.atari_play import atari_play
 from worldmodels.learners.world_model import decay_groups
@@ -294,13 +294,7 @@ def main() -> None:
             figures[name] = round(value, 4)
             print(f"{name:<40} {figures[name]:>10,.4g}  {LIMITS.get(name, '')}", flush=True)
     anchor = "self" if options.reference is None else "reference"
-    result = json.dumps(
-        {"benchmark": "world_model", "anchor": anchor, "figures": figures, "environment": hardware.summary()}
-    )
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "world_model.json").write_text(result + "\n", encoding="utf-8")
-    print(result)
+    publish("world_model", figures, options.out, anchor=anchor)
 
 
 if __name__ == "__main__":
