@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> None:
         raise UserError(f"dreams are of one game, but the stores are of {' and '.join(games)}; give those of one game")
     if cfg.precision not in ("auto", "bf16-mixed", "32-true"):
         raise UserError(f"precision={cfg.precision} is none that dreams have; choose auto, bf16-mixed or 32-true")
-    if hardware.precision(cfg.precision, device) == "bf16-mixed":
+    if hardware.precision(cfg.precision, device) == "bf16-mixed" and hasattr(model, "quicken"):
         model.quicken()
     starts = window_starts(store, cfg.split, cfg.burn_in + cfg.horizon, cfg.rollouts)
     windows = store.read(starts, cfg.burn_in + cfg.horizon)
@@ -48,7 +48,7 @@ def main(cfg: DictConfig) -> None:
     real = windows.steps(cfg.burn_in, windows.length)
     write_files(out, "logged", dreams["logged"], real, starts, cfg.shown)
     write_files(out, "random", dreams["random"], None, starts, cfg.shown)
-    write_store(out / "store", dreams, store, starts, settings["checkpoint_sha256"])
+    write_store(out / "store", dreams, store, starts, settings["checkpoint_sha256"], getattr(model, "signs", False))
     figures = {"rollouts": len(starts), "steps": cfg.horizon, "frames": 2 * len(starts) * cfg.horizon}
     for name, d in dreams.items():
         figures[f"{name}_rewards"] = int((d["reward"] * d["mask"]).count_nonzero())

@@ -107,6 +107,7 @@ def write_store(
     real: Store | Mixture,
     starts: np.ndarray,
     checkpoint_sha256: str,
+    signs: bool,
 ) -> None:
     """Write dreams as a store to train on, one episode a rollout up to its imagined end.
 
@@ -119,6 +120,7 @@ def write_store(
         real: where the dreams started, play of one game.
         starts: (N, 2) episode and first step of each window.
         checkpoint_sha256: of the model.
+        signs: whether the model gives the sign of a reward alone, so that it dreams of clipped ones.
 
     Raises:
         UserError: the folder holds anything but imagined play.
@@ -126,24 +128,23 @@ def write_store(
     if path.exists() and not (path / "sources" / "imagined.json").is_file():
         raise UserError(f"{path} holds something other than imagined play; give another folder with out=...")
     with disk_errors(path), atomic(path) as tmp:
-        with Store.create(tmp, _card(dreams, real, checkpoint_sha256)) as store:
+        with Store.create(tmp, _card(list(dreams), real, checkpoint_sha256, signs)) as store:
             for name, d in dreams.items():
                 for k, start in enumerate(starts.tolist()):
                     store.append(_episode({key: v[k] for key, v in d.items()}, {"actions": name, "from": start}))
         remove(path)
 
 
-def _card(dreams: Mapping[str, Mapping[str, Tensor]], real: Store | Mixture, checkpoint_sha256: str) -> Card:
-    drawn = max(float(d["reward"].abs().max()) for d in dreams.values())
+def _card(policies: list[str], real: Store | Mixture, checkpoint_sha256: str, signs: bool) -> Card:
     policy = {
         "type": "imagined",
-        "actions": list(dreams),
+        "actions": policies,
         "checkpoint_sha256": checkpoint_sha256,
         "from_store": real.uuid,
         "from_card": card_digest(real.card),
     }
-    # a model that gives the sign of the reward dreams of clipped rewards, whatever its data held
-    clipped = real.card["reward"]["clipped"] or float(np.abs(real.column("reward")).max()) > 1 >= drawn
+    # signs of rewards that were never larger are the rewards themselves
+    clipped = real.card["reward"]["clipped"] or (signs and float(np.abs(real.column("reward")).max()) > 1)
     return {**real.card, "source": "imagined", "policy": policy, "reward": {"clipped": clipped}}
 
 

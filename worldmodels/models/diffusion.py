@@ -354,6 +354,11 @@ class DiffusionWorldModel(nn.Module):
                 module.to(torch.bfloat16)
         return self.eval().requires_grad_(False)
 
+    @property
+    def signs(self) -> bool:
+        """Whether rewards are known by their sign alone."""
+        return self.reward_model.rewards == "sign"
+
     def components(self) -> dict[str, nn.Module]:
         """The parts that a learner optimises, with gradient clipping of their own."""
         return {"denoiser": self.denoiser, "reward_model": self.reward_model}
