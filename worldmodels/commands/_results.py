@@ -74,8 +74,8 @@ def prepare(cfg: DictConfig, out: Path) -> tuple[Any, dict[str, Any], Any, str] 
     return store, settings, load_fitting(cfg.checkpoint, store).model.to(device), device
 
 
-def load_fitting(checkpoint: str, store: Any) -> Any:
-    """The learner of a checkpoint that is known to agree with the store.
+def load_fitting(checkpoint: str, store: Any, same_game: bool = True) -> Any:
+    """The learner of a checkpoint that is known to agree with the store, in its game too if `same_game`.
 
     Raises:
         UserError: the checkpoint cannot be read, or the store does not fit it.
@@ -84,5 +84,5 @@ def load_fitting(checkpoint: str, store: Any) -> Any:
 
     learner = load_learner(checkpoint)
     if card := learner.hparams["card"]:
-        check_fits(store.card, card, f"the checkpoint {checkpoint}")
+        check_fits(store.card, card, f"the checkpoint {checkpoint}", same_game)
     return learner

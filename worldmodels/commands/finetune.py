@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from worldmodels.commands._results import open_data, settings_of, write_metrics
+from worldmodels.commands._results import load_fitting, open_data, settings_of, write_metrics
 from worldmodels.config import command, load_learner, plain
 
 RUNS = {"finetuned": "finetune", "scratch": "scratch"}
@@ -19,13 +19,13 @@ def main(cfg: DictConfig) -> None:
     """Train twice with the same settings, steps and data; compare on the test split; draw both curves."""
     began, out = time.monotonic(), Path(cfg.out).absolute()
     from worldmodels.data.disk import read_json
-    from worldmodels.data.mixing import Mixture, check_fits
+    from worldmodels.data.mixing import Mixture
     from worldmodels.evaluation.averages import mean_figures
     from worldmodels.evaluation.report import best_static
     from worldmodels.learners.fit import fit
 
-    store, learner = open_data(cfg), load_learner(cfg.checkpoint)
-    check_fits(store.card, learner.hparams["card"], f"the checkpoint {cfg.checkpoint}", same_game=False)
+    store = open_data(cfg)
+    learner = load_fitting(cfg.checkpoint, store, same_game=False)
     settings, model = settings_of(cfg, store), dict(learner.hparams["model"])
     runs: dict[str, Any] = {}
     for name in RUNS if cfg.scratch else ["finetuned"]:
