@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from benchmarks.results import publish
 from tests.conformance import random_segment
 from worldmodels.config import build, conf_dir, plain, sized
-from worldmodels.models.diffusion import DiffusionWorldModel, to_float
+from worldmodels.models.denoiser import to_float
+from worldmodels.models.diffusion import DiffusionWorldModel
 from worldmodels.ops.edm import add_noise, training_sigmas
 from worldmodels.types import Segment, UserError
 

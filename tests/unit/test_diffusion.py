@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 from tests import conformance
 from worldmodels.config import build, conf_dir, sized
 from worldmodels.imagination import LoggedActions, RandomPolicy, imagine
-from worldmodels.models.diffusion import DiffusionWorldModel, images_of, to_float, to_uint8
+from worldmodels.models.denoiser import images_of, to_float, to_uint8
+from worldmodels.models.diffusion import DiffusionWorldModel
 from worldmodels.nn.unet import SelfAttention
 from worldmodels.ops.edm import SCHEDULERS, preconditioners
 from worldmodels.types import UserError
