@@ -71,7 +71,7 @@ def test_smaller_sizes_mend_the_defects(size):
     d, r = model.denoiser, model.reward_model
     assert d.rounding
     assert (model.sampler["start"], model.sampler["quantize"]) == ("sigma", "last")
-    assert (r.rewards, r.life_loss, r.unknown_next, r.terminal_frame) == ("two_hot", "apart", "masked", "logged")
+    assert (r.rewards, r.life_loss, r.unknown_next, r.terminal_frame) == ("two_hot", "apart", "foreseen", "logged")
     attending = [m for m in d.modules() if isinstance(m, SelfAttention)]
     assert bool(attending) == (size == "small") and not any(m.normed_skip for m in attending)
 

@@ -34,13 +34,51 @@ def without_next(segment):
     return replace(segment, obs=obs, next_mask=next_mask)
 
 
-@pytest.mark.parametrize("choice", ["grey", "masked"])
+@pytest.mark.parametrize("choice", ["grey", "masked", "foreseen"])
 def test_transitions_without_a_next_frame(choice):
     segment = conformance.random_segment(2, 4, 3, 16)
     unknown = without_next(segment)
     other = replace(unknown, obs=segment.obs)
     same = loss(model(unknown_next=choice), unknown) == loss(model(unknown_next=choice), other)
-    assert same == (choice == "masked")
+    assert same == (choice != "grey")
+
+
+def ending_where_it_is_bright(batch=64, length=3):
+    """Noise that ends its windows after a bright frame, and no last frame is known, whether they ended or went on."""
+    segment = conformance.random_segment(batch, length, 3, 16)
+    bright = torch.arange(batch) % 4 == 0
+    obs = segment.obs // 2
+    obs[bright, -2] += 120
+    terminated = torch.zeros_like(segment.mask)
+    terminated[:, -1] = bright
+    return without_next(replace(segment, obs=obs, terminated=terminated, reward=segment.reward * 0)), bright
+
+
+@pytest.mark.parametrize("choice", ["masked", "foreseen"])
+def test_ends_are_learned_without_the_frames_after_them(choice):
+    m = model(unknown_next=choice)
+    segment, bright = ending_where_it_is_bright()
+    optimizer, frames = torch.optim.Adam(m.parameters(), lr=1e-2), to_float(segment.obs)
+    for _ in range(100):
+        optimizer.zero_grad()
+        m.loss(segment, frames[:, :-1], frames[:, 1:])[0].backward()
+        optimizer.step()
+    # as in a dream: the frame after is there, and one transition comes at a time
+    memory, ends = None, []
+    for t in range(segment.length):
+        now, after = slice(t, t + 1), slice(t + 1, t + 2)
+        _, end, memory = m.predict(frames[:, now], frames[:, after], segment.action[:, now], memory)
+        ends.append(end[:, 0, 0])
+    assert (ends[-1] > 0.5).equal(bright) == (choice == "foreseen")
+    assert ends[1].max() < 0.5
+
+
+def test_what_is_foreseen_does_not_hang_on_the_frame_after():
+    m, segment = model(unknown_next="foreseen", life_loss="apart"), conformance.random_segment(2, 4, 3, 16)
+    frames = to_float(segment.obs)
+    other = torch.cat([frames[:, 1:-1], -frames[:, -1:]], dim=1)
+    (_, a, _), (_, b, _) = (m.predict(frames[:, :-1], after, segment.action) for after in (frames[:, 1:], other))
+    assert torch.equal(a[..., 0], b[..., 0]) and not torch.equal(a[:, -1, 1], b[:, -1, 1])
 
 
 @pytest.mark.parametrize("choice", ["stale", "logged"])

@@ -49,7 +49,10 @@ class RewardModel(nn.Module):
             output, where the others count once (DIAMOND: 1). Events are rare, one transition in dozens or in hundreds,
             and a weight teaches them sooner; `predict` takes it out again, so that probabilities stay calibrated.
         unknown_next: "grey" trains also where the log does not hold the frame after the last action, with the grey
-            padding in its place (DIAMOND's code); "masked" leaves these transitions out.
+            padding in its place (DIAMOND's code); "masked" leaves these transitions out, and so learns of no end in a
+            log that keeps no last frames; "foreseen" leaves them out as well, but judges termination, everywhere,
+            before the frame after the action is seen: from the memory of what came before it and the action. Shown a
+            sign of its own where a last frame is unknown, a model would wait for that sign, and no dream gives it.
         terminal_frame: "stale" shows the frame before a termination again in place of the one after it, as DIAMOND's
             play mostly did; "logged" shows what the log holds.
 
@@ -83,7 +86,7 @@ class RewardModel(nn.Module):
         for name, value, allowed in (
             ("rewards", rewards, ("sign", "two_hot")),
             ("life_loss", life_loss, ("end", "apart", "ignored")),
-            ("unknown_next", unknown_next, ("grey", "masked")),
+            ("unknown_next", unknown_next, ("grey", "masked", "foreseen")),
             ("terminal_frame", terminal_frame, ("stale", "logged")),
         ):
             if value not in allowed:
@@ -104,7 +107,12 @@ class RewardModel(nn.Module):
         width = channels[-1] * side**2
         self.projection = nn.Sequential(nn.Linear(width, projection), nn.SiLU()) if projection else nn.Identity()
         self.lstm = nn.LSTM(projection + cond_channels if projection else width, lstm, batch_first=True)
-        outputs = len(self.bins) + 2 * self.ends
+        self.foreseen = None
+        if unknown_next == "foreseen":
+            self.foreseen = nn.Sequential(
+                nn.Linear(lstm + cond_channels, lstm), nn.SiLU(), nn.Linear(lstm, 2, bias=False)
+            )
+        outputs = len(self.bins) + 2 * (self.ends - (self.foreseen is not None))
         self.head = nn.Sequential(nn.Linear(lstm, lstm), nn.SiLU(), nn.Linear(lstm, outputs, bias=False))
         _init_lstm(self.lstm)
 
@@ -117,7 +125,8 @@ class RewardModel(nn.Module):
             frames: (B, T, C, H, W) in [-1, 1], before the action.
             next_frames: (B, T, C, H, W), after it.
             action: (B, T) int64.
-            memory: hidden and cell state, (1, B, lstm) each.
+            memory: hidden and cell state, (1, B, lstm) each; without it a foreseen termination of the first transition
+                knows its action alone.
 
         Returns:
             Reward logits (B, T, K) by bin; logits (B, T, E, 2) of not ending and ending, by termination and, where it
@@ -132,8 +141,14 @@ class RewardModel(nn.Module):
         x = self.projection(x.reshape(*action.shape, -1).to(embedding.dtype))
         if isinstance(self.projection, nn.Sequential):
             x = torch.cat([x, embedding], dim=-1)
+        remembered = memory
         x, memory = self._remember(x, memory)
-        reward, end = self.head(x).float().split([len(self.bins), 2 * self.ends], dim=-1)
+        reward, end = self.head(x).float().tensor_split([len(self.bins)], dim=-1)
+        if self.foreseen is not None:  # an LSTM's output is its hidden state
+            first = torch.zeros_like(x[:, :1]) if remembered is None else remembered[0].transpose(0, 1).to(x.dtype)
+            before = torch.cat([first, x[:, :-1]], dim=1)
+            termination = self.foreseen(torch.cat([before, embedding.to(x.dtype)], dim=-1)).float()
+            end = torch.cat([termination, end], dim=-1)
         return reward, end.unflatten(-1, (self.ends, 2)), memory
 
     def _remember(self, x: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
@@ -164,15 +179,18 @@ class RewardModel(nn.Module):
         Args:
             segment: of T transitions; a window counts by its `importance` in `side`, if there is one.
             frames: (B, T, C, H, W) in [-1, 1], before the actions.
-            next_frames: (B, T, C, H, W), after them; padding is grey (0) where `unknown_next` is "grey".
+            next_frames: (B, T, C, H, W), after them; what is no frame of the log counts only where `unknown_next`
+                is "grey".
         """
         if self.terminal_frame == "stale":
             next_frames = torch.where(segment.terminated[..., None, None, None], frames, next_frames)
         reward_logits, end_logits, _ = self(frames, next_frames, segment.action)
         importance = segment.side.get("importance", torch.ones(len(frames), device=frames.device))[:, None]
         real = segment.mask if self.unknown_next == "grey" else segment.mask & segment.next_mask
+        # nothing was seen before the first transition, from which its end could be foreseen
+        judged = real if self.foreseen is None else F.pad(segment.mask[:, 1:], (1, 0))
 
-        def mean(logits: Tensor, target: Tensor, event: Tensor) -> Tensor:
+        def mean(logits: Tensor, target: Tensor, event: Tensor, real: Tensor) -> Tensor:
             """Of soft targets (B, T, classes), over the real transitions."""
             weight = real * torch.where(event, self.event_weight, 1.0)
             error = F.cross_entropy(logits.movedim(-1, 1), target.movedim(-1, 1), reduction="none")
@@ -181,9 +199,10 @@ class RewardModel(nn.Module):
         reward = segment.reward.sign() if self.rewards == "sign" else segment.reward
         lost = segment.side.get("life_loss", torch.zeros_like(segment.terminated))
         terminated = segment.terminated | lost if self.life_loss == "end" else segment.terminated
-        losses = {"loss_reward": mean(reward_logits, two_hot(reward, self.bins), reward != 0)}
-        for k, (name, event) in enumerate((("loss_termination", terminated), ("loss_life_loss", lost))[: self.ends]):
-            losses[name] = mean(end_logits[:, :, k], torch.stack([~event, event], -1).float(), event)
+        losses = {"loss_reward": mean(reward_logits, two_hot(reward, self.bins), reward != 0, real)}
+        kinds = (("loss_termination", terminated, judged), ("loss_life_loss", lost, real))
+        for k, (name, event, where) in enumerate(kinds[: self.ends]):
+            losses[name] = mean(end_logits[:, :, k], torch.stack([~event, event], -1).float(), event, where)
         return torch.stack(list(losses.values())).sum(), {name: value.detach() for name, value in losses.items()}
 
 
