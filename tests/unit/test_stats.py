@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodels.evaluation.stats import episode_weights, interval, number, plain, weighted_mean
+from worldmodels.evaluation.stats import (
+    RESAMPLES,
+    episode_weights,
+    interval,
+    number,
+    plain,
+    resample_episodes,
+    weighted_mean,
+)
 
 
 def test_windows_of_an_episode_are_drawn_together():
@@ -30,3 +38,10 @@ def test_what_is_unknown_is_left_out_of_means_and_is_none_in_json():
     means = weighted_mean(episode_weights(np.arange(3)), values)
     assert plain(means[0]) == [2.0, None] and interval(means) == [[1.0, 3.0], [None, None]]
     assert number(float("inf")) is None and number(1 / 3) == 0.3333
+
+
+def test_sums_are_those_of_the_weights_and_take_room_by_episodes():
+    episode, values = np.repeat([5, 3, 8], [4_000, 3, 1_000]), torch.arange(5_003).double()
+    drawn = resample_episodes(episode, seed=3)
+    torch.testing.assert_close(drawn.sums(values), episode_weights(episode, seed=3) @ values)
+    assert drawn.counts.shape == (1 + RESAMPLES, 3) and drawn.episode.shape == (5_003,)

@@ -1,6 +1,6 @@
 """Rewards and terminations that a model foresees one step ahead: found, falsely alarmed, and with what certainty.
 
-Shapes: N rows judged, E episodes, R resamples.
+Shapes: N rows judged, R resamples.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from worldmodels.data.catalog import split_flags
 from worldmodels.data.mixing import Mixture
 from worldmodels.data.store import Store
 from worldmodels.evaluation.rollouts import batches, split_episodes, track
-from worldmodels.evaluation.stats import episode_weights, interval, number
+from worldmodels.evaluation.stats import Resamples, interval, number, resample_episodes
 from worldmodels.types import WorldModel
 
 BINS = 10
@@ -60,7 +60,7 @@ def reward_quality(
         _, step = model.step(model.start(window.steps(0, burn_in)), window.action[:, burn_in], generator)
         seen.append(torch.stack([step.reward_mean, step.terminated_mean]).cpu().double())
     expected, end = torch.cat(seen, 1)
-    resamples = episode_weights(rows[:, 0])
+    resamples = resample_episodes(rows[:, 0])
     truth = reward.sign()
     by_class = {f"{sign:+d}": _detection(sign * expected > 0.5, truth == sign, weight, resamples) for sign in (-1, 1)}
     occurring = [k for k, c in by_class.items() if c["events"]]
@@ -92,9 +92,9 @@ def _rows(store: Store | Mixture, split: str, burn_in: int) -> tuple[np.ndarray,
     return rows, rewards[place], split_flags(flags[place])[0]
 
 
-def _detection(guess: Tensor, truth: Tensor, weight: Tensor, resamples: Tensor) -> dict[str, Any]:
+def _detection(guess: Tensor, truth: Tensor, weight: Tensor, resamples: Resamples) -> dict[str, Any]:
     """Precision, recall and F1 of `guess` (N,) bool, and the F1 of every resample, (1 + R,)."""
-    hits, alarms, events = (resamples @ (weight * x).double() for x in (guess & truth, guess, truth))
+    hits, alarms, events = (resamples.sums(weight * x) for x in (guess & truth, guess, truth))
     count = int(truth.sum())
     return {
         "events": count,
