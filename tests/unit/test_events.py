@@ -56,6 +56,16 @@ def test_an_end_without_reward_is_judged_once(ending):
     assert figures["termination"]["recall"] == figures["termination"]["f1"] == 0.0
 
 
+@pytest.mark.parametrize("signs", [False, True])
+def test_rewards_are_compared_as_logged_or_by_sign_as_the_model_knows_them(tmp_path, signs):
+    """Not by the size of what is predicted: a model that always expects 1 is right about signs alone."""
+    tens = [replace(walk(i), reward=np.full(80, 10, np.float32)) for i in range(5)]
+    model = Still(1.0)
+    model.signs = signs
+    told = reward_quality(model, make_store(tmp_path / "tens", tens), progress=False)["reward_calibration"]
+    assert (told["of"], told["error"]) == (("signs", 0.0) if signs else ("rewards", 9.0))
+
+
 def test_calibration_by_hand():
     predicted = torch.tensor([0.0, 0.0, 0.9, 0.9, -0.6]).double()
     came = torch.tensor([0.0, 0.0, 1.0, 0.0, -1.0]).double()

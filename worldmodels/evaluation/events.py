@@ -42,8 +42,9 @@ def reward_quality(
     mixture of rows. `reward_macro_f1` is the mean F1 of the classes -1 and +1 that occur; the class zero is left out.
     Rows without a whole context are left out. Intervals are from resampled episodes.
 
-    Calibration compares the prediction with what came, as `calibration` says: for rewards `reward_mean` with the
-    reward's sign (with the reward itself where a model predicts more than 1), for ends the probability.
+    Calibration (`calibration`) compares each prediction with what it is a prediction of: `reward_mean` with the reward
+    as logged, or with its sign where the model says by `signs` that it knows no more; `terminated_mean` with whether
+    the game ended. `reward_calibration["of"]` says which it was.
     """
     rows, reward, ended = _rows(store, split, burn_in)
     event = (reward != 0) | ended
@@ -68,12 +69,13 @@ def reward_quality(
     if occurring:
         f1 = torch.stack([by_class[k]["f1_resampled"] for k in occurring]).mean(0)
         figures = {"reward_macro_f1": float(f1[0]), "reward_macro_f1_interval": interval(f1)}
-    came = truth if expected.abs().max() <= 1 else reward
+    signs = bool(getattr(model, "signs", False))
     return {
         **figures,
         "reward_f1_events": int((reward != 0).sum()),
         "reward_by_class": {k: _told(c) for k, c in by_class.items()},
-        "reward_calibration": calibration(expected, came.double(), weight),
+        "reward_calibration": {"of": "signs" if signs else "rewards"}
+        | calibration(expected, (truth if signs else reward).double(), weight),
         "reward_rows": len(rows),
         "reward_zero_row_weight": zero_weight,
         "termination": _told(_detection(end > 0.5, ended, weight, resamples))
