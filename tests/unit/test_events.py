@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.unit.test_quality import Still, make_store, walk
-from worldmodels.evaluation.events import calibration, reward_quality
+from worldmodels.evaluation.events import calibration, end_quality, reward_quality
 
 
 class Ends(Still):
@@ -48,6 +48,37 @@ def test_terminations_are_counted_by_hand(ending, zero_rows):
         assert told["calibration"]["alarms"] == (places == ends[0]).sum()
     low, high = told["f1_interval"]
     assert low <= told["f1"] <= high
+
+
+def test_ends_count_as_much_as_all_other_rows(ending):
+    """Found by odds that are far from even: all ends of both held-out splits, at a share of the other rows."""
+    held_out = [int(e) for name in ("validation", "test") for e in ending.splits[name]]
+    ends = [int(ending.episode(e).obs[-1, 2, :, 0].argmax()) for e in held_out]
+    others = np.concatenate([ending.episode(e).obs[8:-1, 2, :, 0].argmax(1) for e in held_out])
+    sure = [0.1 if k in ends[:2] else 0.001 for k in range(8)]
+    told = end_quality(Ends(sure), ending, rows=10_000, progress=False)
+    assert (told["events"], told["others"], told["share"]) == (6, len(others), 1 / 80)
+    hits, false = np.isin(ends, ends[:2]).mean(), np.isin(others, ends[:2]).mean()
+    assert told["recall"] == pytest.approx(hits) and told["precision"] == pytest.approx(hits / (hits + false))
+    assert told["f1"] == pytest.approx(2 * hits / (hits + false + 1))
+    assert told["auc"] == pytest.approx(0.5 + (hits - false) / 2, abs=1e-4)
+    low, high = told["f1_interval"]
+    assert low <= told["f1"] <= high
+    few = end_quality(Ends(sure), ending, split="train", rows=50, progress=False)
+    assert (few["events"], few["others"], few["splits"]) == (24, 50, ["train"])
+    none = reward_quality(Ends(sure), ending, progress=False)["termination"]
+    assert none["f1"] == 0  # where even odds are asked for
+
+
+def test_a_model_that_knows_nothing_of_ends_is_at_chance(ending):
+    told = end_quality(Ends([0.5] * 8), ending, progress=False)
+    assert (told["recall"], told["precision"], told["auc"]) == (1.0, pytest.approx(0.5), 0.5)
+    assert end_quality(Still(), ending, progress=False)["f1"] == 0.0
+
+
+def test_without_ends_there_is_nothing_to_find(tmp_path):
+    told = end_quality(Still(), make_store(tmp_path / "walks", [walk(i) for i in range(5)]), progress=False)
+    assert (told["events"], told["f1"], told["auc"]) == (0, None, None)
 
 
 def test_an_end_without_reward_is_judged_once(ending):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldmodels.data.mixing import Mixture
 from worldmodels.data.store import Store
-from worldmodels.evaluation.events import reward_quality
+from worldmodels.evaluation.events import end_quality, reward_quality
 from worldmodels.evaluation.frames import frame_figures, frame_scores, static_films
 from worldmodels.evaluation.object_error import HIT_PIXELS, object_figures
 from worldmodels.evaluation.objects import find_objects
@@ -95,10 +95,12 @@ def rollout_quality(
     second = figures.pop("baseline", {}) | of_objects.pop("baseline", {})
     figures |= of_objects | perceptual.figures(weights)
     if reward_rows:
-        judged = [
-            reward_quality(m, store, split, reward_rows, burn_in, 4 * batch_size, g, progress)
-            for m, g in zip(models.values(), generators, strict=True)
-        ]
+        judged = []
+        for m, g in zip(models.values(), generators, strict=True):
+            how = {"burn_in": burn_in, "batch_size": 4 * batch_size, "generator": g, "progress": progress}
+            rewards = reward_quality(m, store, split, reward_rows, **how)
+            ends = end_quality(m, store, split, min(500, reward_rows), **how)
+            judged.append(rewards | {"ends": ends})
         figures |= judged[0]
         second |= judged[-1]
     return figures | ({"baseline": second} if baseline is not None else {})
@@ -155,6 +157,11 @@ def summary(figures: dict[str, Any]) -> list[str]:
         )
     if end := figures.get("termination"):
         lines.append(f"termination F1 one step ahead: {end['f1']:.2f} of {end['events']}")
+    if (even := figures.get("ends")) and even["events"]:
+        lines.append(
+            f"{even['events']} ends of games beside as many other rows: precision {even['precision']:.2f}, recall "
+            f"{even['recall']:.2f}, F1 {even['f1']:.2f}, an end thought likelier than another row {even['auc']:.2f}"
+        )
     if other := figures.get("other_actions"):
         lines += _about_other_actions(other)
     if spread := figures.get("sample_spread"):
