@@ -4,6 +4,7 @@ import os
 import random
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
+
+from worldmodels.types import UserError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -95,7 +98,8 @@ class LastCheckpoint(Checkpoint):
         together = isinstance(exception, KeyboardInterrupt | SystemExit)
         whole = all(bool(p.isfinite().all()) for p in pl_module.parameters())
         if whole and trainer.global_step not in (0, self._saved) and (trainer.world_size == 1 or together):
-            self._save(trainer)
+            with suppress(UserError):  # a learner may know more that speaks against it
+                self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.path)

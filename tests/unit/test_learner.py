@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 from worldmodels.callbacks import EMA, AtomicCheckpointIO, LastCheckpoint
 from worldmodels.config import build, sized
 from worldmodels.hardware import accelerator, precision
-from worldmodels.learners.world_model import WorldModelLearner
+from worldmodels.learners.world_model import LOOK_EVERY, WorldModelLearner
 from worldmodels.types import UserError
 
 
@@ -138,8 +138,14 @@ def test_models_are_built_from_settings_alone(model: dict[str, Any]) -> None:
     assert set(a.components()) == {"denoiser", "reward_model"}
 
 
-def fit_to_the_third_batch(learner: WorldModelLearner, path: Path, happens: Callable[[], None]) -> None:
-    """Train with a LastCheckpoint that is not due; before the third batch something happens that ends it."""
+def fit_to_the_third_batch(
+    learner: WorldModelLearner,
+    path: Path,
+    happens: Callable[[], None],
+    every: int = 100,
+    sentence: str = r"batch 2 \(seed 0, rank 0\) is nan",
+) -> None:
+    """Train five steps with a LastCheckpoint; before the third batch something happens that ends it."""
 
     class Before(L.Callback):
         def on_train_batch_start(self, trainer: L.Trainer, learner: L.LightningModule, batch: Any, index: int) -> None:
@@ -149,10 +155,10 @@ def fit_to_the_third_batch(learner: WorldModelLearner, path: Path, happens: Call
     segment = random_segment(2, learner.model.min_length, 3, 20)
     trainer = L.Trainer(
         max_steps=5, accelerator="cpu", logger=False, enable_checkpointing=True, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[Before(), LastCheckpoint(str(path), every=100)],
+        enable_model_summary=False, callbacks=[Before(), LastCheckpoint(str(path), every)],
         default_root_dir=path.parent,
     )  # fmt: skip
-    with pytest.raises(UserError, match=r"batch 2 \(seed 0, rank 0\) is nan"):
+    with pytest.raises(UserError, match=sentence):
         trainer.fit(learner, torch.utils.data.DataLoader([segment] * 5, batch_size=None))
 
 
@@ -178,3 +184,35 @@ def test_broken_weights_do_not_take_the_place_of_whole_ones(model: dict[str, Any
     path.write_text("whole")
     fit_to_the_third_batch(learner, path, lambda: learner.model.denoiser.network.conv_out.weight.data.fill_(torch.nan))
     assert path.read_text() == "whole"
+
+
+@pytest.mark.parametrize("every", [1, 100])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_loss_that_is_looked_at_later_leaves_no_checkpoint_behind(
+    model: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, whole: bool
+) -> None:
+    """As on a GPU, which is not waited for: one bad batch, whose gradients break the weights or leave them whole."""
+    monkeypatch.setitem(LOOK_EVERY, "cpu", 50)
+    learner, path = WorldModelLearner(model, warmup=1), tmp_path / "last.ckpt"
+    path.write_text("old")
+    good = learner.model.loss
+
+    def bad(segment: Any, generator: Any) -> Any:
+        monkeypatch.setattr(learner.model, "loss", good)
+        loss, metrics = good(segment, generator)
+        return (loss * 0 + torch.nan if whole else loss * torch.nan), metrics
+
+    fit_to_the_third_batch(learner, path, lambda: monkeypatch.setattr(learner.model, "loss", bad), every)
+    assert all(bool(p.isfinite().all()) for p in learner.parameters()) == whole
+    if every == 1:
+        assert torch.load(path, weights_only=True)["global_step"] == 2
+    else:
+        assert path.read_text() == "old"  # the next was due at the end
+
+
+def test_weights_that_a_finite_loss_breaks_are_not_written(model: dict[str, Any], tmp_path: Path) -> None:
+    learner, path = WorldModelLearner(model, warmup=1), tmp_path / "last.ckpt"
+    weight = learner.model.denoiser.network.conv_out.weight
+    happens: Any = lambda: weight.register_hook(lambda gradient: gradient * torch.inf)  # noqa: E731
+    fit_to_the_third_batch(learner, path, happens, 1, "some weights are no longer finite")
+    assert torch.load(path, weights_only=True)["global_step"] == 2
