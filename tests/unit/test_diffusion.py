@@ -284,6 +284,24 @@ def test_start_pads_a_short_context_as_before_an_episodes_start():
     assert torch.equal(full["actions"], segment.action[:, 3:])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("padding", ["grey", "black"])
+def test_start_pads_masked_rows_as_training_does(padding):
+    model = micro()
+    model.denoiser.padding = padding
+    segment = conformance.random_segment(2, 6, 3, 16)
+    obs, mask, next_mask = segment.obs.clone(), segment.mask.clone(), segment.next_mask.clone()
+    obs[:, :4], mask[:, :4], next_mask[:, :3] = 0, False, False  # the episode begins with frame 4
+    next_mask[:, 3] = False
+    segment = replace(segment, obs=obs, mask=mask, next_mask=next_mask)
+    state = model.start(segment)
+    assert (state["frames"][:, 0] == (128 if padding == "grey" else 0)).all()
+    assert torch.equal(state["frames"][:, 1:], obs[:, 4:])
+    images = images_of(segment, padding)
+    _, _, (hidden, _) = model.reward_model(images[:, :-1], images[:, 1:], segment.action)
+    assert torch.equal(state["hidden"], hidden[0])
+
+
 def test_quickened_dreams_are_the_same_to_a_few_levels():
     segment, frames, means = conformance.random_segment(2, 5, 3, 16), [], []
     for quick in (False, True):

@@ -32,10 +32,12 @@ def to_float(frames: Tensor) -> Tensor:
 def images_of(segment: Segment, padding: str) -> Tensor:
     """The frames of a segment as float32 (B, T+1, C, H, W) in [-1, 1]; padding is "black" (-1) or "grey" (0)."""
     images = to_float(segment.obs)
-    if padding == "black":
-        return images
-    there = F.pad(segment.mask, (0, 1)) | F.pad(segment.next_mask, (1, 0))
-    return torch.where(there[..., None, None, None], images, 0.0)
+    return images if padding == "black" else torch.where(logged_frames(segment), images, 0.0)
+
+
+def logged_frames(segment: Segment) -> Tensor:
+    """Which frames are no padding, (B, T+1, 1, 1, 1) bool."""
+    return (F.pad(segment.mask, (0, 1)) | F.pad(segment.next_mask, (1, 0)))[..., None, None, None]
 
 
 def to_uint8(images: Tensor, rounding: bool = True) -> Tensor:

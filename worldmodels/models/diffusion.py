@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodels.models.denoiser import Denoiser, images_of, to_float, to_uint8
+from worldmodels.models.denoiser import Denoiser, images_of, logged_frames, to_float, to_uint8
 from worldmodels.models.reward import RewardModel
 from worldmodels.ops.categorical import expectation
 from worldmodels.ops.edm import (
@@ -164,20 +164,20 @@ class DiffusionWorldModel(nn.Module):
         """State after the last frame of `context`: its last L frames, and the reward model's memory of all of it.
 
         Args:
-            context: obs (B, T+1, C, H, W) uint8; with fewer than L frames the missing ones are padding, as before the
-                start of an episode.
+            context: obs (B, T+1, C, H, W) uint8; masked rows, and what fewer than L frames leave out, are padding as in
+                training, where windows begin before the start of an episode.
 
         Raises:
             UserError: if it holds no transition, or its frames are of another size or type.
         """
         self._check(context, 1)
         frames, action, missing = context.obs, context.action, self.context - context.obs.shape[1]
+        grey = 128 if self.denoiser.padding == "grey" else 0  # no level is exactly that of training; 128 is 0.004 away
+        frames = torch.where(logged_frames(context), frames, grey)
         if missing > 0:
-            # no level is exactly the grey of training; 128 is 0.004 away
-            grey = 128 if self.denoiser.padding == "grey" else 0
             frames = F.pad(frames, (0, 0, 0, 0, 0, 0, missing, 0), value=grey)
             action = F.pad(action, (missing, 0))
-        images = to_float(context.obs)
+        images = images_of(context, self.denoiser.padding)
         _, _, memory = self.reward_model(images[:, :-1], images[:, 1:], context.action)
         return {
             "frames": frames[:, -self.context :],
