@@ -16,9 +16,8 @@ from tests.fixtures import make_diamond, make_rl_unplugged
 from tests.fixtures.make_dqn_replay import random_episodes, write_log
 from tests.fixtures.make_lerobot import write_lerobot
 from tests.unit import test_atari_head, test_minari, test_video
-from tests.unit.stores import episode
+from tests.unit.stores import by_tensorstore, episode
 from tests.unit.test_npz import arrays
-from tests.unit.test_store import by_tensorstore
 from worldmodels.data.store import Store
 
 RUN = Callable[..., tuple[int, str, str]]

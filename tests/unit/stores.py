@@ -1,11 +1,14 @@
 """Small stores for the tests of the data room."""
 
+from pathlib import Path
+
 import numpy as np
 
 from worldmodels.data.card import make_card
 from worldmodels.data.store import Store
 from worldmodels.types import Episode
 
+SEGMENTS = Path("segments/toy")
 FIELDS = ("obs", "action", "reward", "terminated", "truncated", "life_loss", "final_obs")
 
 
@@ -57,3 +60,17 @@ def assert_holds(store, episodes):
     assert store.lengths.tolist() == [len(e) for e in episodes]
     for i, e in enumerate(episodes):
         assert_same(store.episode(i), e)
+
+
+def by_tensorstore(array):
+    """All of a Zarr array, as TensorStore reads it."""
+    import tensorstore
+
+    kind = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{array}/"}}
+    return tensorstore.open(kind, read=True).result().read().result()
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 16
+    path.write_bytes(data)

@@ -1,42 +1,19 @@
-import errno
+"""What a store gives back, to whom it opens, and what it keeps beside the frames; test_store_faults.py has the rest."""
+
 import json
-import math
 import os
-import pickle
-import resource
-import shutil
-import subprocess
-import sys
-import tempfile
-import threading
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorstore
 import torch
 import zarr
-from google_crc32c import value as crc32c
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from tests.unit.stores import assert_holds, assert_same, card, episode, filled
+from tests.unit.stores import SEGMENTS, assert_holds, assert_same, card, episode, filled
 from worldmodels.data import store as store_module
-from worldmodels.data.disk import read_json
-from worldmodels.data.segments import (
-    COLUMNS,
-    Decoder,
-    FrameReader,
-    SegmentReader,
-    SegmentWriter,
-    columns,
-    read_attributes,
-)
 from worldmodels.data.store import Store
-from worldmodels.types import Episode, Segment, UserError
-
-SEGMENTS = Path("segments/toy")
-
+from worldmodels.types import Segment, UserError
 
 # What goes in comes out
 
@@ -156,173 +133,6 @@ def test_no_such_episode(tmp_path):
             store.read([(i, 0)], 3)
 
 
-def test_segments_are_plain_zarr_with_checksums(tmp_path):
-    filled(tmp_path / "s", seal_at=(11,))
-    group = zarr.open_group(tmp_path / "s" / SEGMENTS / "000000.zarr", mode="r")
-    rows = group["action"].shape[0]
-    assert group["obs"].chunks == (16, 8, 8, 3) and group["obs"].shards == (-(-rows // 16) * 16, 8, 8, 3)
-    codec = json.loads((tmp_path / "s" / SEGMENTS / "000000.zarr/obs/zarr.json").read_text())["codecs"][0]
-    zstd, crc = codec["configuration"]["codecs"][-2:]
-    assert zstd == {"name": "zstd", "configuration": {"level": 1, "checksum": False}} and crc["name"] == "crc32c"
-    assert set(group.attrs["files"]) >= {"obs/c/0/0/0/0", "action/c/0", "reward/c/0", "flags/c/0"}
-
-
-def by_tensorstore(array):
-    kind = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{array}/"}}
-    return tensorstore.open(kind, read=True).result().read().result()
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("lengths", [[1], [15], [16], [17, 1], [5, 50, 16, 1, 40], [160]])
-@pytest.mark.parametrize("finals", ["none", "some", "all"])
-def test_a_segment_is_the_same_to_every_reader(tmp_path, channels, lengths, finals):
-    has_final = {"none": lambda i: False, "some": lambda i: i % 2 == 0, "all": lambda i: True}[finals]
-    episodes = [episode(i, n, channels, final=has_final(i)) for i, n in enumerate(lengths)]
-    with SegmentWriter(tmp_path, "toy", colour="blue") as writer:
-        for i, e in enumerate(episodes):
-            writer.append(f"e{i}", e)
-        writer.finish()
-    assert writer.rows == sum(lengths)
-    want = {"obs": np.concatenate([e.obs for e in episodes])}
-    if last := [e.final_obs for e in episodes if e.final_obs is not None]:
-        want["final_obs"] = np.stack(last)
-    for name, dtype in COLUMNS.items():
-        want[name] = np.concatenate([columns(e)[name] for e in episodes])
-        assert want[name].dtype == dtype
-    group = zarr.open_group(writer.path, mode="r")
-    assert set(group.array_keys()) == set(want)
-    for name, values in want.items():
-        np.testing.assert_array_equal(group[name][:], values, err_msg=name)
-        np.testing.assert_array_equal(by_tensorstore(writer.path / name), values, err_msg=name)
-    reader, decoder = SegmentReader(writer.path), Decoder()
-    for start in {0, 3 % writer.rows, writer.rows - 1}:
-        for name, dtype in COLUMNS.items():
-            out = np.empty(writer.rows - start, dtype)
-            reader.column(name, start, out, decoder)
-            np.testing.assert_array_equal(out, want[name][start:], err_msg=name)
-        out = np.empty_like(want["obs"][start:])
-        reader.frames(start, out, decoder)
-        np.testing.assert_array_equal(out, want["obs"][start:])
-    for k, frame in enumerate(last):
-        out = np.empty((1, *frame.shape), np.uint8)
-        reader.final(k, out, decoder)
-        np.testing.assert_array_equal(out[0], frame)
-    attributes = read_attributes(writer.path)
-    assert attributes["lengths"] == lengths and attributes["ids"] == [f"e{i}" for i in range(len(lengths))]
-    assert attributes["has_final"] == [has_final(i) for i in range(len(lengths))] and attributes["colour"] == "blue"
-    for name, (size, check) in attributes["files"].items():
-        data = (writer.path / name).read_bytes()
-        assert (size, check) == (len(data), crc32c(data)), name
-    assert set(attributes["files"]) == {
-        p.relative_to(writer.path).as_posix() for p in writer.path.glob("*/**/*") if p.is_file()
-    }
-
-
-def test_a_shard_is_the_one_that_zarr_python_writes(tmp_path):
-    """And where that leaves out black chunks, our reader knows."""
-    frames = episode(0, 70, channels=1).obs
-    frames[16:48] = 0
-    none = np.zeros(70, bool)
-    with SegmentWriter(tmp_path, "toy") as writer:
-        writer.append("e", Episode(frames, none.view(np.uint8), none.astype(np.float32), none, none, none))
-        writer.finish()
-    ours = writer.path / "obs"
-    for full in (True, False):
-        store = tmp_path / f"theirs{full}"
-        kind = {"chunks": (16, 8, 8), "shards": (80, 8, 8), "compressors": [ZstdCodec(level=1), Crc32cCodec()]}
-        theirs = zarr.create_array(store, shape=(70, 8, 8), dtype="uint8", **kind, config={"write_empty_chunks": full})
-        theirs[:] = frames
-        size = (store / "c/0/0/0").stat().st_size
-        assert size == (ours / "c/0/0/0").stat().st_size if full else size < (ours / "c/0/0/0").stat().st_size
-        out = np.empty_like(frames)
-        FrameReader(store).read(0, out, Decoder())
-        np.testing.assert_array_equal(out, frames)
-        assert {k: v for k, v in read_json(store / "zarr.json").items() if k != "attributes"} == {
-            k: v for k, v in read_json(ours / "zarr.json").items() if k != "attributes"
-        }
-
-
-def test_segments_of_earlier_versions_are_read(tmp_path):
-    """Their chunks have zstd's checksum, and no other."""
-    frames, out = episode(0, 32, channels=1).obs, np.empty((32, 8, 8), np.uint8)
-    kind = {"chunks": (16, 8, 8), "shards": (32, 8, 8), "compressors": ZstdCodec(level=1, checksum=True)}
-    zarr.create_array(tmp_path, shape=frames.shape, dtype="uint8", **kind)[:] = frames
-    FrameReader(tmp_path).read(0, out, Decoder())
-    np.testing.assert_array_equal(out, frames)
-    flip(tmp_path / "c/0/0/0", 500)
-    with pytest.raises(UserError, match="is damaged"):
-        FrameReader(tmp_path).read(0, out, Decoder())
-
-
-def test_a_segment_that_fails_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), SegmentWriter(tmp_path, "toy") as writer:
-        writer.append("e", episode(0, 40))
-        raise ZeroDivisionError
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_segment_that_a_full_disk_does_not_let_in_leaves_nothing(tmp_path, monkeypatch):
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with Store.create(tmp_path / "s", card()) as store:
-        store.append(episode(0))
-        with monkeypatch.context() as patch, pytest.raises(UserError, match="is full"):
-            patch.setattr(os, "rename", full)
-            store.seal()
-        assert not list(tmp_path.rglob("*.tmp*"))
-        assert_holds(store, [episode(0)])
-    assert_holds(Store.open(tmp_path / "s"), [episode(0)])
-
-
-def test_a_segment_that_a_full_disk_stops_leaves_nothing(tmp_path, monkeypatch):
-    """Wherever it stops: nobody but the thread that removes the segment touches its folder."""
-    count, at = 0, math.inf
-
-    def counted(call):
-        def before(*args, **kw):
-            nonlocal count
-            count += 1
-            if count >= at or threading.current_thread() is not threading.main_thread():
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return call(*args, **kw)
-
-        return before
-
-    for name in ("mkdir", "fsync", "replace", "link"):
-        monkeypatch.setattr(os, name, counted(getattr(os, name)))
-
-    def write():
-        nonlocal count
-        count = 0
-        with SegmentWriter(tmp_path, "toy") as writer:
-            writer.append("e", episode(0, 40, final=True))
-            writer.finish()
-        return writer.path
-
-    shutil.rmtree(write())
-    calls = count
-    assert calls > 20
-    for k in range(1, calls + 1):
-        at = k
-        with pytest.raises(OSError, match="No space left"):
-            write()
-        assert not list(tmp_path.iterdir()), k
-
-
-@pytest.mark.parametrize("entry", [(2**63, 100), (2**40, 100), (0, 2**40), (2**64 - 2, 2**64 - 2)])
-def test_an_index_that_points_outside_its_shard_is_noticed(tmp_path, entry):
-    filled(tmp_path / "s", count=6)
-    shard = tmp_path / "s" / SEGMENTS / "000000.zarr/obs/c/0/0/0/0"
-    n = 16 * len(np.arange(0, zarr.open_group(shard.parents[5], mode="r")["obs"].shape[0], 16))
-    data = shard.read_bytes()
-    index = np.frombuffer(data[-n - 4 : -4], "<u8").copy()
-    index[:2] = entry
-    shard.write_bytes(data[: -n - 4] + index.tobytes() + crc32c(index.tobytes()).to_bytes(4, "little"))
-    with pytest.raises(UserError, match="its index points behind its end"):
-        Store.open(tmp_path / "s").episode(0)
-
-
 def test_more_segments_than_may_be_open_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(store_module, "_reader", lru_cache(2)(store_module._reader.__wrapped__))
     store, episodes = filled(tmp_path / "s", count=20, seal_at=range(20), length=5)
@@ -334,139 +144,7 @@ def test_more_segments_than_may_be_open_at_once(tmp_path, monkeypatch):
     assert len(os.listdir("/proc/self/fd")) <= before + 2 * 5
 
 
-# Crashes
-
-
-def test_leftovers_of_a_crash_are_tidied(tmp_path):
-    root = tmp_path / "s"
-    _, episodes = filled(root, seal_at=())
-    staged = tmp_path / "copies"
-    shutil.copytree(root / "staging/toy", staged)
-    with Store.open(root, write=True):
-        pass
-    for name in ("000000003.npz", "000000011.npz"):  # died after the segment's rename
-        shutil.copy(staged / name, root / "staging/toy" / name)
-    (root / "staging/toy/000000012.npz.tmp77").write_bytes(b"half")
-    (root / SEGMENTS / "000001.zarr.tmp77/obs").mkdir(parents=True)
-    (root / "sources/toy.json.tmp77").write_text("{")
-    assert_holds(Store.open(root), episodes)
-    with Store.open(root, write=True) as store:
-        assert_holds(store, episodes)
-        assert not list(root.rglob("*.tmp*")) and not list((root / "staging/toy").iterdir())
-        store.append(episode(12))
-    assert_holds(Store.open(root), [*episodes, episode(12)])
-
-
-def test_killed_while_being_made(tmp_path):
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new/store.json.tmp77").write_text("{")
-    with pytest.raises(UserError, match="there is no store at"):
-        Store.open(tmp_path / "new")
-    Store.create(tmp_path / "new", card()).close()
-    assert not list((tmp_path / "new").glob("*.tmp*"))
-    Store.create(tmp_path / "s", card()).close()
-    (tmp_path / "s/sources/toy.json").unlink()
-    with pytest.raises(UserError, match="holds no episodes"):
-        Store.open(tmp_path / "s")
-    with Store.create(tmp_path / "s", card()) as store:
-        store.append(episode(0))
-    assert_holds(Store.open(tmp_path / "s"), [episode(0)])
-
-
-def in_process(code, *args):
-    """What a program prints that may import the package and these tests' helpers."""
-    here = Path(__file__).parent
-    env = os.environ | {"PYTHONPATH": f"{here.parents[1]}{os.pathsep}{here}"}
-    run = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, env=env)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
-
-
-# Disks and people
-
-
-def limited(size):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-
-
-def test_disk_full_keeps_what_is_stored(tmp_path):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    store = Store.create(tmp_path / "s", card())
-    for i in range(3):
-        store.append(episode(i, 20))  # about 4 kB each
-    try:
-        limited(8_000)
-        with pytest.raises(UserError, match="disk of .* is full; nothing stored is lost"):
-            store.append(episode(3, 60))
-        with pytest.raises(UserError, match="disk of .* is full; nothing stored is lost"):
-            store.seal()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (before, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    assert not list((tmp_path / "s").rglob("*.tmp*"))
-    assert_holds(Store.open(tmp_path / "s"), [episode(i, 20) for i in range(3)])
-    store.append(episode(3, 60))
-    store.seal()
-    assert_holds(store, [*(episode(i, 20) for i in range(3)), episode(3, 60)])
-
-
-@pytest.mark.parametrize("calls", range(1, 30, 4))
-def test_every_fsync_may_fail(tmp_path, monkeypatch, calls):
-    store = Store.create(tmp_path / "s", card())
-    store.append(episode(0))
-    left, real = [calls], os.fsync
-
-    def failing(fd):
-        left[0] -= 1
-        if left[0] < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(fd)
-
-    with monkeypatch.context() as m:
-        m.setattr(os, "fsync", failing)
-        with pytest.raises(UserError, match="is full"):
-            store.append(episode(1))
-            store.seal()
-            store.append(episode(2))
-    store.close()
-    with Store.open(tmp_path / "s", write=True) as again:
-        count = len(again.lengths)
-        assert count >= 1
-        assert_holds(again, [episode(i) for i in range(count)])
-
-
-NO_RIGHTS = """
-import os, sys
-os.chdir(sys.argv[1])
-from stores import card
-from worldmodels.data.store import Store
-from worldmodels.types import UserError
-Store.open("s")  # imports all it needs: the interpreter may be in a folder of root's
-import fcntl, numpy.random
-if os.getuid() == 0:  # root may do anything
-    os.setuid(65534)
-for attempt in (lambda: Store.create("closed/s", card()), lambda: Store.open("s", write=True)):
-    try:
-        attempt()
-    except UserError as e:
-        print(e)
-store = Store.open("s")
-print(len(store.lengths), {k: v.tolist() for k, v in store.splits.items()})
-"""
-
-
-def test_no_permission():
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
-        root = Path(folder)
-        filled(root / "s", count=3)
-        (root / "closed").mkdir()
-        for path in [root, *root.rglob("*")]:
-            path.chmod(0o555 if path.is_dir() else 0o444)
-        first, second, splits = in_process(NO_RIGHTS, folder).splitlines()
-        for path in [root, *root.rglob("*")]:
-            path.chmod(0o755)
-        assert "no permission to use closed/s" in first and "no permission to use s/sources/toy.lock" in second
-        assert not (root / "s/splits").exists()
-        assert splits == "3 " + str({k: v.tolist() for k, v in Store.open(root / "s").splits.items()})
+# Opening and adding
 
 
 def test_one_writer_and_many_readers(tmp_path):
@@ -533,48 +211,6 @@ def test_adding_what_does_not_fit_is_refused(tmp_path):
         with pytest.raises(UserError, match=match):
             Store.create(tmp_path / "s", other)
     assert_holds(Store.open(tmp_path / "s"), episodes)
-
-
-def flip(path, place):
-    data = bytearray(path.read_bytes())
-    data[place] ^= 16
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize("place", [100, -10])  # in a chunk; in the index
-def test_flipped_bit_is_noticed(tmp_path, place):
-    filled(tmp_path / "s", count=6)
-    flip(tmp_path / "s" / SEGMENTS / "000000.zarr/obs/c/0/0/0/0", place)
-    store = Store.open(tmp_path / "s")
-    with pytest.raises(UserError, match="000000.zarr/obs is damaged"):
-        for i in range(6):
-            store.episode(i)
-
-
-def test_lost_or_hostile_files_are_one_sentence(tmp_path):
-    filled(tmp_path / "s", seal_at=(5,))
-    (tmp_path / "s" / SEGMENTS / "000000.zarr/reward/c/0").write_bytes(b"")
-    with pytest.raises(UserError, match="reward/c/0 is damaged"):
-        Store.open(tmp_path / "s").read([(1, 0)], 4)
-    (tmp_path / "s" / SEGMENTS / "000000.zarr/obs/zarr.json").unlink()
-    with pytest.raises(UserError, match="000000.zarr/obs is damaged"):  # and not asked for again without end
-        Store.open(tmp_path / "s").read([(2, 0)], 4)
-    staged = tmp_path / "s/staging/toy/000000007.npz"
-    mark = tmp_path / "executed"
-
-    class Evil:
-        def __reduce__(self):
-            return Path.touch, (mark,)
-
-    np.savez(staged, action=np.array([Evil()], object), allow_pickle=True)
-    assert pickle.dumps(Evil())
-    with pytest.raises(UserError, match="000000007.npz is damaged"):
-        Store.open(tmp_path / "s")
-    assert not mark.exists()
-    shutil.rmtree(tmp_path / "s" / SEGMENTS / "000000.zarr")
-    (tmp_path / "s" / SEGMENTS / "000000.zarr").mkdir()
-    with pytest.raises(UserError, match="000000.zarr is damaged"):
-        Store.open(tmp_path / "s")
 
 
 # Splits and side columns
