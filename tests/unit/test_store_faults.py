@@ -20,6 +20,12 @@ from worldmodels.types import UserError
 # Crashes
 
 
+def in_process_env():
+    """Where a process finds the package and these tests' helpers."""
+    here = Path(__file__).parent
+    return os.environ | {"PYTHONPATH": f"{here.parents[1]}{os.pathsep}{here}"}
+
+
 def test_leftovers_of_a_crash_are_tidied(tmp_path):
     root = tmp_path / "s"
     _, episodes = filled(root, seal_at=())
@@ -56,14 +62,57 @@ def test_killed_while_being_made(tmp_path):
     assert_holds(Store.open(tmp_path / "s"), [episode(0)])
 
 
+MAKER = """
+import sys, time
+from pathlib import Path
+from stores import card, episode
+from worldmodels.data.store import Store
+from worldmodels.types import UserError
+root, number, sources = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(",")
+for k, source in enumerate(sources):
+    (root / f"{number}.{k}").touch()
+    while not all((root / f"{other}.{k}").exists() for other in "01"):
+        pass
+    try:
+        with Store.create(root / f"s{k}", {**card(), "source": source}) as store:
+            store.append(episode(int(number)))
+            print(store.uuid)
+            time.sleep(0.02)
+    except UserError as e:
+        print(e)
+"""
+
+
+def test_two_processes_make_a_store_at_once(tmp_path):
+    """One of them writes; the other is told so, or adds to the same store when the first is done."""
+    env, rounds = in_process_env(), 12
+    same = ["toy"] * (rounds // 2)
+    sources = [",".join(same + [name] * (rounds // 2)) for name in ("toy", "mario")]
+    makers = [
+        subprocess.Popen([sys.executable, "-c", MAKER, tmp_path, str(i), sources[i]], stdout=-1, stderr=-1, env=env)
+        for i in range(2)
+    ]
+    said = []
+    for maker in makers:
+        out, error = maker.communicate(timeout=120)
+        assert maker.returncode == 0, error.decode()
+        said.append(out.decode().splitlines())
+    for k in range(rounds):
+        store = Store.open(tmp_path / f"s{k}")
+        told = [lines[k] for lines in said]
+        wrote = [i for i in range(2) if told[i] == store.uuid]
+        assert len(store.lengths) == len(wrote) >= 1, told
+        for other in {0, 1}.difference(wrote):
+            assert ("another process is writing" if k < rounds // 2 else "is of source") in told[other], told
+        assert len(list(store.path.glob("sources/*.json"))) == 1 and not list(store.path.rglob("*.tmp*"))
+
+
 # Disks and rights
 
 
 def in_process(code, *args):
     """What a program prints that may import the package and these tests' helpers."""
-    here = Path(__file__).parent
-    env = os.environ | {"PYTHONPATH": f"{here.parents[1]}{os.pathsep}{here}"}
-    run = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, env=env)
+    run = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, env=in_process_env())
     assert run.returncode == 0, run.stderr
     return run.stdout
 

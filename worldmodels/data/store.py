@@ -32,6 +32,7 @@ from worldmodels.data.card import Card, check_compatible, check_episode, validat
 from worldmodels.data.catalog import Catalog, StagedReader, look, split_flags
 from worldmodels.data.checksums import mark_zip
 from worldmodels.data.disk import (
+    alone_in,
     atomic,
     damaged,
     disk_errors,
@@ -113,18 +114,8 @@ class Store:
         card, root = validate_card(card), on_disk(path)
         with disk_errors(root):
             make_folder(root)
-            if not (root / "store.json").exists():
-                if foreign := _foreign(root):
-                    raise UserError(
-                        f"{root} is not a store and holds other things ({foreign[0]}); give an empty folder"
-                    )
-                header = {"format": FORMAT, "version": VERSION, "min_reader": MIN_READER, "uuid": uuid.uuid4().hex}
-                # over HTTP no folder is listed
-                write_json(root / "store.json", header | {"source": card["source"]}, checksum=True)
-            _header(root)
-            (root / "sources").mkdir(exist_ok=True)
-            if not any((root / "sources").glob("*.json")):
-                write_json(root / "sources" / f"{card['source']}.json", card, checksum=True)
+            with alone_in(root):  # or two makers would each write a header and a card of their own
+                _make(root, card)
         have = _card(root)
         if have["source"] != card["source"]:
             raise UserError(
@@ -425,6 +416,20 @@ class Store:
         values = side.read(self.path / "side" / name, version, self.card["source"], self._catalog.sealed)
         missing = int(self.offsets[-1]) - len(values)  # rows that are still staged
         return np.ma.concatenate([values, np.ma.masked_all((missing, *values.shape[1:]), values.dtype)])
+
+
+def _make(root: Path, card: Card) -> None:
+    """Write header and card where there are none."""
+    if not (root / "store.json").exists():
+        if foreign := _foreign(root):
+            raise UserError(f"{root} is not a store and holds other things ({foreign[0]}); give an empty folder")
+        header = {"format": FORMAT, "version": VERSION, "min_reader": MIN_READER, "uuid": uuid.uuid4().hex}
+        # over HTTP no folder is listed
+        write_json(root / "store.json", header | {"source": card["source"]}, checksum=True)
+    _header(root)
+    (root / "sources").mkdir(exist_ok=True)
+    if not any((root / "sources").glob("*.json")):
+        write_json(root / "sources" / f"{card['source']}.json", card, checksum=True)
 
 
 def _header(root: Path) -> dict[str, Any]:
