@@ -57,7 +57,8 @@ def test_paper_size_has_the_published_behaviour():
     assert d.noise == {"loc": -0.4, "scale": 1.2, "sigma_min": 2e-3, "sigma_max": 20.0}
     assert model.own_frames == 0
     sampler = {"steps": 3, "sigma_min": 2e-3, "sigma_max": 5.0, "rho": 7.0, "order": 1}
-    assert model.sampler == sampler | {"start": "unit", "quantize": "every", "scheduler": None}
+    further = {"start": "unit", "quantize": "every", "scheduler": None, "context_noise": 0.0}
+    assert model.sampler == sampler | further
     assert d.padding == "grey"
     r = model.reward_model
     choices = (r.rewards, r.life_loss, r.event_weight, r.unknown_next, r.terminal_frame)

@@ -7,8 +7,8 @@ Legend: B batch, L frames of context, T transitions, C colour channels, H and W 
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,11 @@ from worldmodels.nn.unet import UNet, conv3x3, groups
 from worldmodels.nn.unet2d import UNet2D
 from worldmodels.ops.edm import add_noise, preconditioners, training_sigmas
 from worldmodels.ops.motion import move_on
+from worldmodels.ops.shortcut import jump_levels, jump_target
 from worldmodels.types import Segment, UserError
 
 FRAME_STD = 0.5  # standard deviation by which frames are divided where they enter a network (DIAMOND's sigma_data)
+BLURS = 10  # levels of context noise that the network tells apart (GameNGen, section 3.2.1)
 
 
 def to_float(frames: Tensor) -> Tensor:
@@ -44,6 +46,12 @@ def to_uint8(images: Tensor, rounding: bool = True) -> Tensor:
     """Float images in [-1, 1] to uint8; without rounding the fraction is cut off (DIAMOND: half a level darker)."""
     levels = images.clamp(-1, 1).add(1).mul(127.5)
     return (levels.round() if rounding else levels).to(torch.uint8)
+
+
+def blurred(context: Tensor, level: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Context (B, L, C, H, W) with Gaussian noise of standard deviation level (B,)."""
+    noise = torch.randn(context.shape, generator=generator, device=context.device)
+    return context + level[:, None, None, None, None] * noise
 
 
 class FourierFeatures(nn.Module):
@@ -75,6 +83,7 @@ class DenoiserNetwork(nn.Module):
         backbone: "unet" for our own, "unet2d" for diffusers' (`nn.unet2d`), which has no `normed_skip`, "dilated" for
             one level of `channels` (`nn.dilated`), which knows neither depths nor attention.
         dilations: of the blocks of the dilated backbone.
+        labels: further conditions by name, and how many values each has; they start without effect.
 
     Raises:
         UserError: another backbone, or levels that it cannot have.
@@ -94,6 +103,7 @@ class DenoiserNetwork(nn.Module):
         normed_skip: bool = False,
         backbone: str = "unet",
         dilations: Sequence[int] = (1, 2, 4, 1, 2),
+        labels: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         if backbone not in ("unet", "unet2d", "dilated"):
@@ -104,6 +114,9 @@ class DenoiserNetwork(nn.Module):
         self.condition = nn.Sequential(
             nn.Linear(cond_channels, cond_channels), nn.SiLU(), nn.Linear(cond_channels, cond_channels)
         )
+        self.labels = nn.ModuleDict({name: nn.Embedding(n, cond_channels) for name, n in (labels or {}).items()})
+        for embedding in self.labels.values():
+            nn.init.zeros_(embedding.weight)  # pyrefly: ignore
         channels_in, channels_out = (context + hints + 1) * image_channels * patch**2, image_channels * patch**2
         if backbone == "unet2d":
             self.unet = UNet2D(channels_in, channels_out, channels, list(depths), cond_channels, list(attention))
@@ -119,9 +132,14 @@ class DenoiserNetwork(nn.Module):
         self.conv_out = conv3x3(channels[0], channels_out)
         nn.init.zeros_(self.conv_out.weight)
 
-    def forward(self, noisy: Tensor, c_noise: Tensor, context: Tensor, action: Tensor) -> Tensor:
-        """(B, C, H, W), (B,), (B, (L + hints)*C, H, W), (B, L) int64 -> (B, C, H, W)."""
-        cond = self.condition(self.noise_embedding(c_noise) + self.action_embedding(action).flatten(1))
+    def forward(
+        self, noisy: Tensor, c_noise: Tensor, context: Tensor, action: Tensor, labels: Mapping[str, Tensor]
+    ) -> Tensor:
+        """(B, C, H, W), (B,), (B, (L + hints)*C, H, W), (B, L) int64, (B,) int64 by name -> (B, C, H, W)."""
+        cond = self.noise_embedding(c_noise) + self.action_embedding(action).flatten(1)
+        for name, embedding in self.labels.items():
+            cond = cond + embedding(labels[name])
+        cond = self.condition(cond)
         x = F.pixel_unshuffle(torch.cat([context, noisy], dim=1), self.patch)
         if self.backbone == "unet2d":
             x = self.unet(x, cond)
@@ -129,6 +147,35 @@ class DenoiserNetwork(nn.Module):
             x = self.conv_in(x.to(self.conv_in.weight.dtype))
             x = self.conv_out(F.silu(self.norm_out(self.unet(x, cond))))
         return F.pixel_shuffle(x, self.patch)
+
+
+class FewStep(NamedTuple):
+    """How a denoiser learns to do in one call, or a few, what its sampler does in many (`ops.shortcut`).
+
+    Args:
+        doublings: one call is to do the work of 2**doublings.
+        share: of the rows of a batch, learns jumps in place of denoising the true frame (Frans et al.: 1/4).
+        sigma_min: of the sampler, as in `ops.shortcut.jump_levels`.
+        sigma_max: of the sampler.
+        rho: of the sampler.
+
+    Raises:
+        UserError: there is no doubling, or the share is none or all.
+    """
+
+    doublings: int = 2
+    share: float = 0.25
+    sigma_min: float = 2e-3
+    sigma_max: float = 5.0
+    rho: float = 7.0
+
+    def check(self) -> "FewStep":
+        """Itself, if its settings can be used; raises UserError otherwise."""
+        if type(self.doublings) is not int or self.doublings < 1:
+            raise UserError(f"denoiser.few_step.doublings is {self.doublings!r}; it must be a whole number above 0.")
+        if not 0 < self.share < 1:
+            raise UserError(f"denoiser.few_step.share is {self.share}; it must be between 0 and 1.")
+        return self
 
 
 class Denoiser(nn.Module):
@@ -153,6 +200,10 @@ class Denoiser(nn.Module):
         padding: what stands for frames before an episode's start, "grey" (DIAMOND) or "black".
         noiseless: the network sees zeros for the noisy frame, so that with one noise level and one call it is a
             deterministic regressor of the same size, the baseline of a diffusion model.
+        few_step: fields of `FewStep`, for a network that is told how far to jump; None for EDM alone (DIAMOND).
+        context_noise: greatest standard deviation of Gaussian noise that the context is trained with, on frames in
+            [-1, 1], so that a rollout's own errors are nothing new; each row has a level from 0 to it, which the
+            network is told (Valevski et al. 2024, "GameNGen", section 3.2.1). DIAMOND: 0.
     """
 
     def __init__(
@@ -170,6 +221,8 @@ class Denoiser(nn.Module):
         reach: tuple[int, int] = (5, 7),
         padding: str = "grey",
         noiseless: bool = False,
+        few_step: dict[str, Any] | None = None,
+        context_noise: float = 0.0,
     ) -> None:
         super().__init__()
         if centre not in ("none", "last", "moved"):
@@ -178,13 +231,20 @@ class Denoiser(nn.Module):
             raise UserError(f"denoiser.padding is {padding!r}; allowed are 'grey' and 'black'.")
         if centre == "moved" and network["context"] < 4:
             raise UserError(f"denoiser.centre=moved needs 4 frames of context, not {network['context']}.")
-        self.network = DenoiserNetwork(**network, hints=int(centre == "moved"))
+        if unknown := set(few_step or {}) - set(FewStep._fields):
+            raise UserError(f"denoiser.few_step has no setting {min(unknown)!r}; it has doublings and share.")
+        if context_noise < 0:
+            raise UserError(f"denoiser.context_noise is {context_noise}; it must be 0 (none) or more.")
+        self.few_step = None if few_step is None else FewStep(**few_step).check()
+        labels = {"jump": self.few_step.doublings + 1} if self.few_step else {}
+        labels |= {"blur": BLURS} if context_noise else {}
+        self.network = DenoiserNetwork(**network, hints=int(centre == "moved"), labels=labels)
         self.context: int = network["context"]
         self.sigma_data, self.sigma_offset = sigma_data, sigma_offset
         self.noise = noise or {"loc": -0.4, "scale": 1.2, "sigma_min": 2e-3, "sigma_max": 20.0}
         self.centre, self.changed_weight, self.rollout, self.rounding = centre, changed_weight, rollout, rounding
         self.rollout_share, self.still, self.reach, self.padding = rollout_share, still, tuple(reach), padding
-        self.noiseless = noiseless
+        self.noiseless, self.context_noise = noiseless, context_noise
 
     @torch.no_grad()
     def centre_of(self, context: Tensor) -> Tensor:
@@ -207,8 +267,21 @@ class Denoiser(nn.Module):
             frames.append((centre[:, None] - last) / self.sigma_data)
         return torch.cat(frames, dim=1).flatten(1, 2)
 
+    def jump_of(self, calls: int) -> int:
+        """How far a sampler of so many network calls jumps, in doublings of the shortest; 0 is EDM's call."""
+        if self.few_step is None or calls & (calls - 1):
+            return 0
+        return max(0, self.few_step.doublings + 1 - calls.bit_length())
+
     def predict(
-        self, noisy: Tensor, sigma: Tensor, context: Tensor, action: Tensor, centre: Tensor
+        self,
+        noisy: Tensor,
+        sigma: Tensor,
+        context: Tensor,
+        action: Tensor,
+        centre: Tensor,
+        jump: Tensor | None = None,
+        blur: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The denoised frame before clamping, and the c_out that scales the network's output in it (EDM eq. 7).
 
@@ -218,11 +291,18 @@ class Denoiser(nn.Module):
             context: (B, L, C, H, W) frames in [-1, 1].
             action: (B, L) int64.
             centre: (B, C, H, W) of `centre_of`.
+            jump: (B,) int64 of `jump_of`; none by default.
+            blur: (B,) standard deviation of the noise in the context; 0 by default.
         """
+        none = torch.zeros_like(sigma)
+        labels = {"jump": none.long() if jump is None else jump}
+        if self.context_noise:
+            level = (none if blur is None else blur) * (BLURS / self.context_noise)
+            labels["blur"] = level.long().clamp(max=BLURS - 1)
         if self.noiseless:
             noisy = torch.zeros_like(noisy)
         c = preconditioners(sigma, self.sigma_data, self.sigma_offset)
-        output = self.network(noisy * c.c_in, c.c_noise, self._scaled(context, centre), action).float()
+        output = self.network(noisy * c.c_in, c.c_noise, self._scaled(context, centre), action, labels).float()
         return c.c_skip * noisy + c.c_out * output + centre, c.c_out
 
     def quantize(self, image: Tensor, centre: Tensor) -> Tensor:
@@ -230,6 +310,46 @@ class Denoiser(nn.Module):
         if self.still:
             image = torch.where((image - centre).abs().amax(1, keepdim=True) > self.still, image, centre)
         return to_float(to_uint8(image, self.rounding))
+
+    @torch.no_grad()
+    def _jumps(
+        self,
+        few: FewStep,
+        noisy: Tensor,
+        sigma: Tensor,
+        target: Tensor,
+        context: Tensor,
+        action: Tensor,
+        centre: Tensor,
+        blur: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Some rows of a batch, drawn at random, made into jumps: noisy frame, level, what is wanted, and the jump.
+
+        A jump from the highest level begins where the sampler does, at noise that holds nothing of the target.
+        """
+        rows = torch.randperm(len(target), generator=generator, device=target.device)
+        rows = rows[: max(1, round(few.share * len(target)))]
+        draw = torch.rand(2, len(rows), generator=generator, device=target.device)
+        jump = 1 + (draw[0] * few.doublings).long()
+        span = 2**jump
+        begin = (draw[1] * (2**few.doublings // span)).long() * span
+        levels = jump_levels(2**few.doublings, few.sigma_min, few.sigma_max, few.rho).to(target.device)
+        start, middle, after = levels[begin], levels[begin + span // 2], levels[begin + span]
+        clean = torch.where((begin > 0)[:, None, None, None], (target - centre)[rows], 0.0)
+        x = add_noise(clean, start, self.sigma_offset, generator)
+        condition = (context[rows], action[rows], centre[rows], jump - 1, None if blur is None else blur[rows])
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            return self.predict(x, sigma, *condition)[0].clamp(-1, 1) - centre[rows]
+
+        wanted = jump_target(denoise, x, start, middle, after) + centre[rows]
+        return (
+            noisy.index_copy(0, rows, x),
+            sigma.index_copy(0, rows, start),
+            target.index_copy(0, rows, wanted),
+            torch.zeros(len(target), dtype=torch.long, device=target.device).index_copy(0, rows, jump),
+        )
 
     def loss(self, segment: Segment, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Mean denoising loss over the targets after the first L frames, and the frames as the model saw them.
@@ -249,9 +369,17 @@ class Denoiser(nn.Module):
             centre = self.centre_of(context)
             sigma = training_sigmas(len(target), **self.noise, generator=generator, device=target.device)
             noisy = add_noise(target - centre, sigma, self.sigma_offset, generator)
-            denoised, c_out = self.predict(noisy, sigma, context, action, centre)
+            seen, wanted, jump, blur = context, target, None, None
+            if self.context_noise:
+                blur = self.context_noise * torch.rand(len(target), generator=generator, device=target.device)
+                seen = blurred(context, blur, generator)
+            if self.few_step:
+                noisy, sigma, wanted, jump = self._jumps(
+                    self.few_step, noisy, sigma, target, seen, action, centre, blur, generator
+                )
+            denoised, c_out = self.predict(noisy, sigma, seen, action, centre, jump, blur)
             # EDM's loss on the network's output: the denoised frame's error divided by c_out
-            error = ((denoised - target) / c_out).square()
+            error = ((denoised - wanted) / c_out).square()
             if self.changed_weight != 1:
                 wrong = (target - context[:, -1]).abs()
                 if self.centre == "moved":  # where something was expected and did not come

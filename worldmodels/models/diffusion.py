@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodels.models.denoiser import Denoiser, images_of, logged_frames, to_float, to_uint8
+from worldmodels.models.denoiser import Denoiser, blurred, images_of, logged_frames, to_float, to_uint8
 from worldmodels.models.reward import RewardModel
 from worldmodels.ops.categorical import expectation
 from worldmodels.ops.edm import (
@@ -23,9 +23,21 @@ from worldmodels.ops.edm import (
     sample,
     sample_with,
 )
+from worldmodels.ops.shortcut import jump_levels
 from worldmodels.types import Metrics, Segment, State, Step, UserError
 
-SAMPLER = ("steps", "sigma_min", "sigma_max", "rho", "order", "start", "quantize", "churn", "scheduler")
+SAMPLER = (
+    "steps",
+    "sigma_min",
+    "sigma_max",
+    "rho",
+    "order",
+    "start",
+    "quantize",
+    "churn",
+    "scheduler",
+    "context_noise",
+)
 
 
 class DiffusionWorldModel(nn.Module):
@@ -39,6 +51,9 @@ class DiffusionWorldModel(nn.Module):
             and `quantize`: "every" rounds what each network call gives to 8 bits (DIAMOND), "last" the finished frame.
             `churn` has the fields of `ops.edm.Churn`; with `scheduler` one of diffusers' takes the place of our own
             loop (`ops.edm.diffusers_scheduler`), and order and churn do not count.
+            `context_noise` is the standard deviation of the noise that the context gets, at most `denoiser`'s; 0 by
+            default. A denoiser with `few_step` jumps where steps is a power of two below 2**doublings, and is an
+            EDM denoiser for other numbers of steps.
         num_actions: size of the action vocabulary; 18 is ALE's full set.
         image_size: H = W.
         image_channels: C, 3 for RGB and 1 for grey.
@@ -81,13 +96,28 @@ class DiffusionWorldModel(nn.Module):
             raise UserError(f"sampler.steps is {sampler['steps']!r}; it must be a whole number of at least 1.")
         trained = {"sigma_min": 2e-3, "sigma_max": 20.0} | (denoiser.get("noise") or {})
         low, high = sampler["sigma_min"], sampler["sigma_max"]
-        least = low if sampler["steps"] > 1 else high  # a single call is made at sigma_max
+        # a single call is made at sigma_max, but learning to jump makes others
+        least = low if sampler["steps"] > 1 or denoiser.get("few_step") is not None else high
         if not (0 < low < high and trained["sigma_min"] <= least and high <= trained["sigma_max"]):
             raise UserError(
                 f"sampler.sigma_min={low} and sampler.sigma_max={high} must rise within what is trained, "
                 f"denoiser.noise.sigma_min={trained['sigma_min']} to {trained['sigma_max']}."
             )
-        self.denoiser = Denoiser(**{**denoiser, "network": shared | denoiser["network"]})
+        settings = denoiser | {"network": shared | denoiser["network"]}
+        if (few_step := denoiser.get("few_step")) is not None:
+            ends = {name: sampler[name] for name in ("sigma_min", "sigma_max", "rho") if name in sampler}
+            settings["few_step"] = ends | few_step
+        self.denoiser = Denoiser(**settings)
+        if self.denoiser.jump_of(sampler["steps"]):
+            for name, needed in {"start": "sigma", "order": 1, "scheduler": None, "churn": None}.items():
+                given = sampler.get(name) or choices.get(name, (None,))[0]
+                if given != needed:
+                    raise UserError(f"denoiser.few_step needs sampler.{name}={needed or 'null'}, not {given!r}.")
+        if not 0 <= sampler.get("context_noise", 0.0) <= self.denoiser.context_noise:
+            raise UserError(
+                f"sampler.context_noise is {sampler['context_noise']}; it must be from 0 to what is trained, "
+                f"denoiser.context_noise={self.denoiser.context_noise}."
+            )
         self.reward_model = RewardModel(**shared, image_size=image_size, **reward_model)
         self.num_actions, self.image_size, self.image_channels = num_actions, image_size, image_channels
         self.own_frames = own_frames
@@ -234,15 +264,20 @@ class DiffusionWorldModel(nn.Module):
         centre = self.denoiser.centre_of(context)
         x = noise * s["sigma_max"] + centre if s.get("start", "unit") == "sigma" else noise
 
-        every = s.get("quantize", "every") == "every"
+        every, jump = s.get("quantize", "every") == "every", self.denoiser.jump_of(s["steps"])
+        jumps = torch.full((len(context),), jump, device=context.device)
+        blur = torch.full((len(context),), s.get("context_noise", 0.0), device=context.device)
+        if s.get("context_noise"):
+            context = blurred(context, blur, generator)
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            image = self.denoiser.predict(x - centre, sigma, context, action, centre)[0]
+            image = self.denoiser.predict(x - centre, sigma, context, action, centre, jumps, blur)[0]
             return self.denoiser.quantize(image, centre) if every else image.clamp(-1, 1)
 
         if s.get("scheduler"):
             image = sample_with(diffusers_scheduler(s["scheduler"], *levels), denoise, x, generator)
         else:
             churn = Churn(**s.get("churn") or {})
-            image = sample(denoise, x, karras_sigmas(*levels), s.get("order", 1), churn, generator)
+            sigmas = jump_levels(*levels) if jump else karras_sigmas(*levels)
+            image = sample(denoise, x, sigmas, s.get("order", 1), churn, generator)
         return image if every else self.denoiser.quantize(image, centre)
