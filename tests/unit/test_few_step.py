@@ -94,7 +94,7 @@ def test_one_call_is_taught_what_two_of_edm_give(centre):
     middle, sigma = model.centre_of(context), torch.ones(8)
     noisy = torch.zeros_like(middle)
     x, level, wanted, jump = model._jumps(
-        model.few_step, noisy, sigma, frames[:, 4], context, action, middle, None, conformance.generator()
+        model.few_step, noisy, sigma, frames[:, 4], context, action, middle, None, None, conformance.generator()
     )
     assert jump.sum() == 2
     assert torch.equal(x[jump == 0], noisy[jump == 0]) and torch.equal(wanted[jump == 0], frames[jump == 0, 4])
@@ -111,7 +111,7 @@ def test_one_call_is_taught_what_two_of_edm_give(centre):
 def test_the_longest_jump_is_taught_from_noise_alone():
     """As the sampler begins; so its target cannot depend on the true frame."""
     model = few(rollout=0).denoiser
-    segment = conformance.random_segment(8, 5, 3, 16)
+    segment = conformance.random_segment(8, 4, 3, 16)
     other = segment.map(torch.clone)
     other.obs[:, 4] = 0
     (_, _, a), (_, _, b) = (model.loss(s, conformance.generator()) for s in (segment, other))

@@ -82,6 +82,21 @@ def test_share_of_events(tmp_path):
     assert (WindowSampler(store, [2], 7, 10, event_share=1.0)(0)[:, 0] == 2).all()
 
 
+def test_events_in_the_last_rows_alone(tmp_path):
+    """Where the rows before are for a model's memory."""
+    with Store.create(tmp_path / "s", card()) as store:
+        e = episode(0, 200)
+        e.reward[:], e.terminated[:] = 0, False
+        e.reward[[20, 90]] = 1
+        store.append(e)
+    draw = WindowSampler(store, [0], 40, 10, left_padding=9, event_share=1.0, event_rows=3)
+    starts = np.concatenate([draw(k)[:, 1] for k in range(20)])
+    place = np.concatenate([row - starts[(starts <= row) & (row < starts + 10)] for row in (20, 90)])
+    assert set(place.tolist()) == {7, 8, 9} and len(place) == 800
+    with pytest.raises(UserError, match="event_rows=11 does not fit"):
+        WindowSampler(store, [0], 40, 10, event_rows=11)
+
+
 def test_without_events_all_is_uniform(tmp_path):
     with Store.create(tmp_path / "s", card()) as store:
         e = episode(0, 50)

@@ -51,6 +51,7 @@ class StoreDataModule(LightningDataModule):
         relabel: `future`, or a function as those in `RELABEL`, called on every training batch.
         transform: `size` and `colour` of the frames, as in `Transform`.
         workers: processes that read training batches in place of the thread; the batches are the same.
+        event_rows: as in `WindowSampler`.
 
     Raises:
         UserError: no store, or one without episodes, at `store`; stores that do not fit; a setting out of range.
@@ -72,6 +73,7 @@ class StoreDataModule(LightningDataModule):
         relabel: str | Relabel | None = None,
         transform: Mapping[str, Any] | None = None,
         workers: int = 0,
+        event_rows: int | None = None,
     ) -> None:
         super().__init__()
         self.validation = _settings(
@@ -93,6 +95,7 @@ class StoreDataModule(LightningDataModule):
             )
         self.batch_size, self.length, self.left_padding = batch_size, length, left_padding
         self.event_share, self.seed, self.prefetch, self.workers = event_share, seed, max(1, prefetch), workers
+        self.event_rows = event_rows
         self.replacement, self.weights, self.relabel = replacement, dict(weights or {}), relabel
         self._drawn = 0
         self._sampler: WindowSampler | None = None
@@ -133,6 +136,7 @@ class StoreDataModule(LightningDataModule):
             self.store.games[episodes] if isinstance(self.store, Mixture) else None,
             self.priority,
             lag,
+            self.event_rows,
         )
         if sampler.priorities and self._sampler:
             sampler.priorities = self._sampler.priorities
@@ -219,7 +223,7 @@ class StoreDataModule(LightningDataModule):
 
     def _origin(self) -> dict[str, Any]:
         keys = ("batch_size", "length", "left_padding", "event_share", "seed")
-        keys += ("replacement", "weights", "priority", "transform")
+        keys += ("replacement", "weights", "priority", "transform", "event_rows")
         return {"store": self.store.uuid, "episodes": len(self.store.lengths)} | {k: getattr(self, k) for k in keys}
 
 

@@ -38,6 +38,8 @@ class WindowSampler:
         priority: `alpha`, `beta` and `block` of `Priorities`, which are off where `alpha` is None. Only with beta 0
             there may be a share around events as well, since importance weights know nothing of it.
         lag: of `Priorities`.
+        event_rows: only the last so many rows of a window hold the event that it is drawn around, where those before
+            are for a model's memory alone; by default all.
 
     Raises:
         UserError: there are no episodes, or settings are out of range or do not go together.
@@ -59,6 +61,7 @@ class WindowSampler:
         games: np.ndarray | None = None,
         priority: Mapping[str, Any] | None = None,
         lag: int = 1,
+        event_rows: int | None = None,
     ) -> None:
         if not len(episodes):
             raise UserError(f"the store {store.path} has no episodes to draw from; collect more of them")
@@ -67,6 +70,9 @@ class WindowSampler:
                 f"batch_size={batch_size}, length={length}, left_padding={left_padding}, event_share={event_share} do"
                 " not fit: at least one window of one transition, 0 <= left_padding < length, 0 <= event_share <= 1"
             )
+        event_rows = length if event_rows is None else event_rows
+        if not 1 <= event_rows <= length:
+            raise UserError(f"event_rows={event_rows} does not fit: it is at least 1 and at most length={length}")
         priority = {"alpha": None, "beta": None, "block": BLOCK, **(priority or {})}
         prioritised = priority["alpha"] is not None
         alike = checked(weights or {}) == ALIKE
@@ -78,7 +84,7 @@ class WindowSampler:
             )
         order = np.argsort(episodes)
         self.episodes = np.asarray(episodes, np.int64)[order]
-        self.batch_size, self.length, self.left_padding = batch_size, length, left_padding
+        self.batch_size, self.length, self.left_padding, self.event_rows = batch_size, length, left_padding, event_rows
         self._last = _last_start(store.lengths[self.episodes], length, -left_padding)
         games = np.zeros(len(order), np.int64) if games is None else np.asarray(games)[order]
         counts = self._last + left_padding + 1
@@ -107,7 +113,8 @@ class WindowSampler:
         starts = np.stack([which, window - self.left_padding], 1)
         if self._n_events:
             which, event = self._events(rng, self._n_events)
-            start = self._steps[self._events.number(which, event)] - rng.integers(self.length, size=self._n_events)
+            row = self.length - self.event_rows + rng.integers(self.event_rows, size=self._n_events)
+            start = self._steps[self._events.number(which, event)] - row
             around = np.stack([which, np.clip(start, -self.left_padding, self._last[which])], 1)
             starts = np.concatenate([around, starts])
         starts[:, 0] = self.episodes[starts[:, 0]]

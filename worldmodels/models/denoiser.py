@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodels.nn.dilated import DilatedNet
+from worldmodels.nn.recurrent import MotionMemory
 from worldmodels.nn.unet import UNet, conv3x3, groups
 from worldmodels.nn.unet2d import UNet2D
 from worldmodels.ops.edm import add_noise, preconditioners, training_sigmas
@@ -133,9 +134,24 @@ class DenoiserNetwork(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
 
     def forward(
-        self, noisy: Tensor, c_noise: Tensor, context: Tensor, action: Tensor, labels: Mapping[str, Tensor]
+        self,
+        noisy: Tensor,
+        c_noise: Tensor,
+        context: Tensor,
+        action: Tensor,
+        labels: Mapping[str, Tensor],
+        memory: Tensor | None = None,
     ) -> Tensor:
-        """(B, C, H, W), (B,), (B, (L + hints)*C, H, W), (B, L) int64, (B,) int64 by name -> (B, C, H, W)."""
+        """The output (B, C, H, W).
+
+        Args:
+            noisy: (B, C, H, W).
+            c_noise: (B,).
+            context: (B, (L + hints)*C, H, W).
+            action: (B, L) int64.
+            labels: (B,) int64 by name.
+            memory: (B, channels[0], h, w), a coarse image.
+        """
         cond = self.noise_embedding(c_noise) + self.action_embedding(action).flatten(1)
         for name, embedding in self.labels.items():
             cond = cond + embedding(labels[name])
@@ -145,6 +161,8 @@ class DenoiserNetwork(nn.Module):
             x = self.unet(x, cond)
         else:
             x = self.conv_in(x.to(self.conv_in.weight.dtype))
+            if memory is not None:
+                x = x + F.interpolate(memory.to(x.dtype), x.shape[-2:], mode="bilinear")
             x = self.conv_out(F.silu(self.norm_out(self.unet(x, cond))))
         return F.pixel_shuffle(x, self.patch)
 
@@ -204,6 +222,8 @@ class Denoiser(nn.Module):
         context_noise: greatest standard deviation of Gaussian noise that the context is trained with, on frames in
             [-1, 1], so that a rollout's own errors are nothing new; each row has a level from 0 to it, which the
             network is told (Valevski et al. 2024, "GameNGen", section 3.2.1). DIAMOND: 0.
+        memory: settings of `nn.recurrent.MotionMemory`, whose image joins the first convolution's output, so that what
+            lies further back than the context counts as well; None for none (DIAMOND).
     """
 
     def __init__(
@@ -223,6 +243,7 @@ class Denoiser(nn.Module):
         noiseless: bool = False,
         few_step: dict[str, Any] | None = None,
         context_noise: float = 0.0,
+        memory: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if centre not in ("none", "last", "moved"):
@@ -235,6 +256,10 @@ class Denoiser(nn.Module):
             raise UserError(f"denoiser.few_step has no setting {min(unknown)!r}; it has doublings and share.")
         if context_noise < 0:
             raise UserError(f"denoiser.context_noise is {context_noise}; it must be 0 (none) or more.")
+        if memory is not None and network.get("backbone") == "unet2d":
+            raise UserError(
+                "denoiser.memory cannot join network.backbone=unet2d; choose unet or dilated, or denoiser.memory=null."
+            )
         self.few_step = None if few_step is None else FewStep(**few_step).check()
         labels = {"jump": self.few_step.doublings + 1} if self.few_step else {}
         labels |= {"blur": BLURS} if context_noise else {}
@@ -245,6 +270,12 @@ class Denoiser(nn.Module):
         self.centre, self.changed_weight, self.rollout, self.rounding = centre, changed_weight, rollout, rounding
         self.rollout_share, self.still, self.reach, self.padding = rollout_share, still, tuple(reach), padding
         self.noiseless, self.context_noise = noiseless, context_noise
+        self.memory = None if memory is None else MotionMemory(width=network["channels"][0], **memory)
+
+    @property
+    def history(self) -> int:
+        """Frames before the context that the memory makes use of."""
+        return 0 if self.memory is None else max(0, self.memory.window - self.context + 1)
 
     @torch.no_grad()
     def centre_of(self, context: Tensor) -> Tensor:
@@ -282,6 +313,7 @@ class Denoiser(nn.Module):
         centre: Tensor,
         jump: Tensor | None = None,
         blur: Tensor | None = None,
+        memory: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The denoised frame before clamping, and the c_out that scales the network's output in it (EDM eq. 7).
 
@@ -293,16 +325,18 @@ class Denoiser(nn.Module):
             centre: (B, C, H, W) of `centre_of`.
             jump: (B,) int64 of `jump_of`; none by default.
             blur: (B,) standard deviation of the noise in the context; 0 by default.
+            memory: state of the memory after the context, where there is one.
         """
         none = torch.zeros_like(sigma)
         labels = {"jump": none.long() if jump is None else jump}
         if self.context_noise:
             level = (none if blur is None else blur) * (BLURS / self.context_noise)
             labels["blur"] = level.long().clamp(max=BLURS - 1)
+        told = None if self.memory is None or memory is None else self.memory.read(memory)
         if self.noiseless:
             noisy = torch.zeros_like(noisy)
         c = preconditioners(sigma, self.sigma_data, self.sigma_offset)
-        output = self.network(noisy * c.c_in, c.c_noise, self._scaled(context, centre), action, labels).float()
+        output = self.network(noisy * c.c_in, c.c_noise, self._scaled(context, centre), action, labels, told).float()
         return c.c_skip * noisy + c.c_out * output + centre, c.c_out
 
     def quantize(self, image: Tensor, centre: Tensor) -> Tensor:
@@ -322,6 +356,7 @@ class Denoiser(nn.Module):
         action: Tensor,
         centre: Tensor,
         blur: Tensor | None,
+        memory: Tensor | None,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Some rows of a batch, drawn at random, made into jumps: noisy frame, level, what is wanted, and the jump.
@@ -338,7 +373,8 @@ class Denoiser(nn.Module):
         start, middle, after = levels[begin], levels[begin + span // 2], levels[begin + span]
         clean = torch.where((begin > 0)[:, None, None, None], (target - centre)[rows], 0.0)
         x = add_noise(clean, start, self.sigma_offset, generator)
-        condition = (context[rows], action[rows], centre[rows], jump - 1, None if blur is None else blur[rows])
+        blur, memory = (None if given is None else given[rows] for given in (blur, memory))
+        condition = (context[rows], action[rows], centre[rows], jump - 1, blur, memory)
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             return self.predict(x, sigma, *condition)[0].clamp(-1, 1) - centre[rows]
@@ -352,7 +388,11 @@ class Denoiser(nn.Module):
         )
 
     def loss(self, segment: Segment, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean denoising loss over the targets after the first L frames, and the frames as the model saw them.
+        """Mean denoising loss over the last 1 + rollout frames, and the frames as the model saw them.
+
+        Args:
+            segment: of at least L + rollout transitions; those before are for the memory.
+            generator: of the noise; torch's own if None.
 
         Returns:
             The scalar loss, in which a window counts by its `importance` in `side`, if there is one; (B, T+1, C, H, W)
@@ -363,7 +403,12 @@ class Denoiser(nn.Module):
         importance = segment.side.get("importance", 1.0)
         if torch.rand((), generator=generator, device=segment.obs.device) >= self.rollout_share:
             rollout = 0
-        for t in range(self.context, self.context + 1 + rollout):
+        begin, memory = segment.length - self.rollout, None
+        for t in range(begin, begin + 1 + rollout):
+            if self.memory is not None:
+                first = 0 if memory is None else t - 2  # after the first target only what is new
+                film = torch.stack(frames[first:t], dim=1)
+                memory = self.memory(film, segment.mask[:, first : t - 1], memory)
             context, target = torch.stack(frames[t - self.context : t], dim=1), frames[t]
             action = segment.action[:, t - self.context : t]
             centre = self.centre_of(context)
@@ -375,9 +420,9 @@ class Denoiser(nn.Module):
                 seen = blurred(context, blur, generator)
             if self.few_step:
                 noisy, sigma, wanted, jump = self._jumps(
-                    self.few_step, noisy, sigma, target, seen, action, centre, blur, generator
+                    self.few_step, noisy, sigma, target, seen, action, centre, blur, memory, generator
                 )
-            denoised, c_out = self.predict(noisy, sigma, seen, action, centre, jump, blur)
+            denoised, c_out = self.predict(noisy, sigma, seen, action, centre, jump, blur, memory)
             # EDM's loss on the network's output: the denoised frame's error divided by c_out
             error = ((denoised - wanted) / c_out).square()
             if self.changed_weight != 1:

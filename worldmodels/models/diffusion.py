@@ -59,6 +59,8 @@ class DiffusionWorldModel(nn.Module):
         image_channels: C, 3 for RGB and 1 for grey.
         own_frames: share of the training rows in which the reward model sees the denoiser's own next frames in place
             of the logged ones, so that it reads imagined frames as well (DIAMOND: 0).
+        reward_length: transitions at the end of a segment that the reward model is trained on, where a segment is long
+            for the sake of the denoiser's memory; None for all (DIAMOND).
 
     Raises:
         UserError: if a size is not a multiple of the patch, or a choice or noise level of the sampler is not one
@@ -74,6 +76,7 @@ class DiffusionWorldModel(nn.Module):
         image_size: int = 64,
         image_channels: int = 3,
         own_frames: float = 0.0,
+        reward_length: int | None = None,
     ) -> None:
         super().__init__()
         shared: dict[str, Any] = {"num_actions": num_actions, "image_channels": image_channels}
@@ -120,7 +123,7 @@ class DiffusionWorldModel(nn.Module):
             )
         self.reward_model = RewardModel(**shared, image_size=image_size, **reward_model)
         self.num_actions, self.image_size, self.image_channels = num_actions, image_size, image_channels
-        self.own_frames = own_frames
+        self.own_frames, self.reward_length = own_frames, reward_length
         self.context = self.denoiser.context
         self.sampler = dict(sampler)
         # the layout that convolutions are fastest in, in bfloat16 above all
@@ -153,7 +156,8 @@ class DiffusionWorldModel(nn.Module):
     def loss(self, segment: Segment, generator: torch.Generator | None = None) -> tuple[Tensor, Metrics]:
         """Denoising loss plus reward and termination loss of a batch.
 
-        The denoiser is trained on the last L + 1 + rollout frames of each segment, the reward model on all transitions.
+        The denoiser is trained on the last 1 + rollout frames of each segment, the reward model on all transitions or
+        on the last `reward_length`.
 
         Args:
             segment: obs (B, T+1, C, H, W) with T >= `min_length`.
@@ -163,13 +167,15 @@ class DiffusionWorldModel(nn.Module):
             UserError: if the segment is too short or its frames are of another size.
         """
         self._check(segment, self.min_length)
-        tail = segment.steps(segment.length - self.min_length, segment.length)
+        tail = segment.steps(max(0, segment.length - self.min_length - self.denoiser.history), segment.length)
         denoising, seen, each = self.denoiser.loss(tail, generator)
+        if self.reward_length:
+            segment = segment.steps(max(0, segment.length - self.reward_length), segment.length)
         frames = images_of(segment, self.denoiser.padding)
         next_frames = frames[:, 1:]
         if self.own_frames:
             own = torch.rand(len(frames), generator=generator, device=frames.device) < self.own_frames
-            seen = torch.cat([frames[:, : -seen.shape[1]], seen], dim=1)
+            seen = torch.cat([frames[:, : -seen.shape[1]], seen], dim=1)[:, -frames.shape[1] :]
             next_frames = torch.where(own[:, None, None, None, None], seen[:, 1:], next_frames)
         reward, metrics = self.reward_model.loss(segment, frames[:, :-1], next_frames)
         loss = denoising + reward
@@ -191,7 +197,7 @@ class DiffusionWorldModel(nn.Module):
 
     @torch.no_grad()
     def start(self, context: Segment) -> State:
-        """State after the last frame of `context`: its last L frames, and the reward model's memory of all of it.
+        """State after the last frame of `context`: its last L frames, and what both models remember of all of it.
 
         Args:
             context: obs (B, T+1, C, H, W) uint8; masked rows, and what fewer than L frames leave out, are padding as in
@@ -209,12 +215,15 @@ class DiffusionWorldModel(nn.Module):
             action = F.pad(action, (missing, 0))
         images = images_of(context, self.denoiser.padding)
         _, _, memory = self.reward_model(images[:, :-1], images[:, 1:], context.action)
-        return {
+        state = {
             "frames": frames[:, -self.context :],
             "actions": action[:, action.shape[1] - self.context + 1 :],
             "hidden": memory[0][0],
             "cell": memory[1][0],
         }
+        if self.denoiser.memory is not None:
+            state["history"] = self.denoiser.memory(images, context.mask)
+        return state
 
     @torch.no_grad()
     def step(self, state: State, action: Tensor, generator: torch.Generator | None = None) -> tuple[State, Step]:
@@ -230,7 +239,7 @@ class DiffusionWorldModel(nn.Module):
         """
         frames = to_float(state["frames"])
         actions = torch.cat([state["actions"], action[:, None]], dim=1)
-        image = self._sample(frames, actions, generator)
+        image = self._sample(frames, actions, generator, state.get("history"))
         memory = (state["hidden"][None], state["cell"][None])
         reward_p, end_p, memory = self.reward_model.predict(frames[:, -1:], image[:, None], action[:, None], memory)
         reward_p, end_p, bins = reward_p[:, 0], end_p[:, 0], self.reward_model.bins
@@ -238,13 +247,15 @@ class DiffusionWorldModel(nn.Module):
         drawn = reward_p.multinomial(1, generator=generator)[:, 0]
         ended = torch.rand(end_p.shape, generator=generator, device=end_p.device) < end_p
         frame = to_uint8(image)
-        state = {
+        new = {
             "frames": torch.cat([state["frames"][:, 1:], frame[:, None]], dim=1),
             "actions": actions[:, 1:],
             "hidden": memory[0][0],
             "cell": memory[1][0],
         }
-        return state, Step(
+        if self.denoiser.memory is not None:
+            new["history"] = self.denoiser.memory(to_float(new["frames"][:, -2:]), state=state["history"])
+        return new, Step(
             frame=frame,
             reward=bins[drawn],
             terminated=ended[:, 0],
@@ -255,8 +266,10 @@ class DiffusionWorldModel(nn.Module):
             life_loss_mean=end_p[:, 1] if apart else None,
         )
 
-    def _sample(self, context: Tensor, action: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The next 8-bit frame (B, C, H, W) in [-1, 1] for context (B, L, C, H, W) and actions (B, L)."""
+    def _sample(
+        self, context: Tensor, action: Tensor, generator: torch.Generator | None, history: Tensor | None = None
+    ) -> Tensor:
+        """The next 8-bit frame (B, C, H, W) in [-1, 1] for context (B, L, C, H, W), actions (B, L) and memory."""
         s = self.sampler
         levels = (s["steps"], s["sigma_min"], s["sigma_max"], s.get("rho", 7.0))
         shape = (len(context), *context.shape[2:])
@@ -271,7 +284,7 @@ class DiffusionWorldModel(nn.Module):
             context = blurred(context, blur, generator)
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            image = self.denoiser.predict(x - centre, sigma, context, action, centre, jumps, blur)[0]
+            image = self.denoiser.predict(x - centre, sigma, context, action, centre, jumps, blur, history)[0]
             return self.denoiser.quantize(image, centre) if every else image.clamp(-1, 1)
 
         if s.get("scheduler"):
