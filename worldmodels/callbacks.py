@@ -137,7 +137,8 @@ class RandomState(Callback):
 class Progress(ProgressBar):
     """One line with step, loss, score, speed and ETA: rewritten on a terminal, printed now and then elsewhere.
 
-    It also keeps the seconds spent in training, over all resumes.
+    It also keeps the seconds spent in training, over all resumes, and the CPU time of this process in them, to which
+    others on the same cores do not add.
 
     Args:
         every: seconds between two lines where stdout is no terminal.
@@ -145,14 +146,18 @@ class Progress(ProgressBar):
 
     def __init__(self, every: float = 10.0) -> None:
         super().__init__()
-        self.every, self._earlier, self._enabled = every, 0.0, True
-        self._start: float | None = None
+        self.every, self._earlier, self._enabled = every, (0.0, 0.0), True
+        self._start: tuple[float, float] | None = None
         self._first_step, self._shown = 0, 0.0
 
     @property
-    def seconds(self) -> float:
-        """Seconds spent in training so far."""
-        return self._earlier + (time.monotonic() - self._start if self._start is not None else 0.0)
+    def spent(self) -> tuple[float, float]:
+        """Seconds spent in training so far, by the clock and of CPU time."""
+        if self._start is None:
+            return self._earlier
+        now = time.monotonic(), time.process_time()
+        clock, cpu = (e + n - s for e, n, s in zip(self._earlier, now, self._start, strict=True))
+        return clock, cpu
 
     def disable(self) -> None:
         """Say nothing (Lightning calls this on ranks other than 0)."""
@@ -160,15 +165,18 @@ class Progress(ProgressBar):
 
     def state_dict(self) -> dict[str, Any]:
         """The seconds."""
-        return {"seconds": self.seconds}
+        seconds, cpu_seconds = self.spent
+        return {"seconds": seconds, "cpu_seconds": cpu_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The seconds of earlier runs."""
-        self._earlier = state_dict["seconds"]
+        # checkpoints of earlier versions do not tell the CPU time
+        self._earlier = state_dict["seconds"], state_dict.get("cpu_seconds", 0.0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._start, self._first_step, self._shown = time.monotonic(), trainer.global_step, time.monotonic()
+        self._start = time.monotonic(), time.process_time()
+        self._first_step, self._shown = trainer.global_step, self._start[0]
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Show the line when it is time."""
@@ -184,13 +192,13 @@ class Progress(ProgressBar):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
-        self._earlier, self._start = self.seconds, None
+        self._earlier, self._start = self.spent, None
         if self._enabled and sys.stdout.isatty():
             print()
 
     def _show(self, trainer: Trainer, now: float) -> None:
         step, end = trainer.global_step, trainer.max_steps
-        speed = (step - self._first_step) / max(now - (self._start or now), 1e-9)
+        speed = (step - self._first_step) / max(now - (self._start[0] if self._start else now), 1e-9)
         metrics = trainer.callback_metrics
         parts = [f"step {step}/{end}"]
         parts += [f"{name} {metrics[key]:.4f}" for name, key in (("loss", "train/loss"),) if key in metrics]

@@ -28,6 +28,7 @@ def test_train_finish_and_resume_longer(in_process: RUN, catch_store: Path, run_
     metrics = json.loads((run_folder / "metrics.json").read_text())
     assert metrics["steps"] == 50
     assert metrics["seconds"] > 0
+    assert metrics["cpu_seconds"] > 0
     assert metrics["best_rollout_psnr_changed_db"] >= metrics["final"]["rollout_psnr_changed"]
     losses = _column(run_folder / "metrics.csv", "train/loss")
     assert losses[-1] < losses[0] / 2
@@ -58,6 +59,7 @@ def test_train_finish_and_resume_longer(in_process: RUN, catch_store: Path, run_
     longer = json.loads((run_folder / "metrics.json").read_text())
     assert longer["steps"] == 55
     assert longer["seconds"] >= metrics["seconds"], "over all resumes (rounded to a tenth)"
+    assert longer["cpu_seconds"] >= metrics["cpu_seconds"]
 
 
 def test_another_model_in_the_same_folder_is_refused(in_process: RUN, catch_store: Path, run_folder: Path) -> None:

@@ -207,7 +207,8 @@ def _write_metrics(trainer: L.Trainer, learner: L.LightningModule, out: Path, di
     best = getattr(trainer.checkpoint_callback, "best_model_score", None)
     figures = {
         "steps": trainer.global_step,
-        "seconds": round(sum(p.seconds for p in progress), 1),
+        "seconds": round(sum(p.spent[0] for p in progress), 1),
+        "cpu_seconds": round(sum(p.spent[1] for p in progress), 1),
         "best_rollout_psnr_changed_db": None if best is None else best.item(),
         "final": scores,
         "parameters": sum(p.numel() for p in learner.parameters()),
