@@ -40,7 +40,7 @@ from worldmodels.evaluation.rollouts import open_loop, window_starts
 from worldmodels.hardware import tune_allocator
 from worldmodels.types import WorldModel
 
-BURN_IN, CALLS, SHOWN = 8, (1, 2, 3, 5), (1, 8, 16)
+BURN_IN, CALLS, SHOWN = 32, (1, 2, 3, 5), (1, 8, 16)
 SHARES = 4  # states of the reference's weights that are chosen from, evenly over its budget
 
 
