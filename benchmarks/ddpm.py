@@ -25,7 +25,7 @@ from worldmodels.evaluation.pictures import Curve, plot, strip
 from worldmodels.evaluation.rollouts import open_loop, window_starts
 from worldmodels.evaluation.stats import plain
 from worldmodels.learners.world_model import decay_groups
-from worldmodels.models.diffusion import FRAME_STD, Denoiser, DenoiserNetwork, to_float, to_uint8
+from worldmodels.models.denoiser import FRAME_STD, Denoiser, DenoiserNetwork, to_float, to_uint8
 from worldmodels.ops.edm import karras_sigmas, sample
 from worldmodels.types import Metrics, Segment
 
@@ -82,7 +82,7 @@ class Ddpm(FramesOnly):
         """The noise in `noisy` (B, C, H, W) at levels t (B,); the network is told them as EDM's is."""
         alpha = self.scheduler.alphas_cumprod[t]
         c_noise = ((1 - alpha) / alpha).log() / 8  # ln(sigma) / 4
-        return self.network(noisy, c_noise, context.flatten(1, 2) / FRAME_STD, action).float()
+        return self.network(noisy, c_noise, context.flatten(1, 2) / FRAME_STD, action, {}).float()
 
     def loss(self, segment: Segment, generator: torch.Generator | None = None) -> tuple[Tensor, Metrics]:
         """Mean squared error of the noise in the last frame (Ho et al. 2020, eq. 14)."""
