@@ -12,13 +12,15 @@ from time import sleep
 
 class Files(ThreadingHTTPServer):
     """What is below the folder `root`. Tests slow it down by `delay` seconds, let it `deny` the paths that hold a word,
-    or be `gone` (it hangs up), and read which paths were `asked` for, and how many at the same time (`busiest`)."""
+    answer another code where a file is `missing`, or be `gone` (it hangs up), and read which paths were `asked` for,
+    and how many at the same time (`busiest`)."""
 
     daemon_threads = True
 
     def __init__(self, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.root, self.delay, self.deny, self.gone, self.asked = root, 0.0, "\0", False, Counter()
+        self.missing = 404
         self.busy = self.busiest = 0
         self.lock = threading.Lock()
 
@@ -42,7 +44,7 @@ class _Handler(BaseHTTPRequestHandler):
             server.busiest = max(server.busiest, server.busy)
         sleep(server.delay)
         file = server.root / self.path.lstrip("/")
-        code = 403 if server.deny in self.path else 200 if file.is_file() else 404
+        code = 403 if server.deny in self.path else 200 if file.is_file() else server.missing
         body, span = (file.read_bytes() if code == 200 else b""), ""
         if code == 200 and (found := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))):
             first, last = found.groups()

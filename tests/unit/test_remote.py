@@ -218,6 +218,22 @@ def test_what_is_not_there(server, address):
     assert "toy.json is damaged (it is missing)" in sentence(lambda: Store.open(f"{address}/s"))
 
 
+def test_a_bucket_that_may_be_read_but_not_listed(server):
+    """It refuses what is missing, so that the end of the segments and splits that were never drawn look forbidden."""
+    local, _ = sealed(server.root / "s")
+    filled(server.root / "staged", 3, ())
+    server.missing = 403
+    store, windows = Store.open(f"{server.url}/s"), every_window(local)
+    assert len(store.sealed) == len(local.sealed) == 3
+    equal(store.read(windows, 7), local.read(windows, 7))
+    assert {k: v.tolist() for k, v in store.splits.items()} == {k: v.tolist() for k, v in local.splits.items()}
+    with pytest.raises(UserError, match="there is no side column"):
+        store.side("value")
+    assert "see that they may be read" in sentence(lambda: Store.open(f"{server.url}/staged"))
+    for right in ("s3:GetObject", "s3:ListBucket"):
+        assert right in sentence(lambda: Store.open(f"{server.url}/none"))
+
+
 def test_a_server_that_is_gone_or_refuses(server, monkeypatch):
     monkeypatch.setitem(remote._RETRIES, "max_retries", 1)
     remote._context.cache_clear()

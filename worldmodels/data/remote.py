@@ -1,15 +1,16 @@
 """Stores behind a URL, read where they lie: JSON files by fsspec, frames and columns by TensorStore (extra `cloud`).
 
 Nothing has to be listed, as plain HTTP lists nothing: store.json names the source, and segments are numbered from 0
-without a gap. What is staged is not seen. A batch asks for all that it needs at once, and what came is kept in memory
-up to a bound, chunk by chunk; there are no files in between.
+without a gap. A bucket that may be read but not listed refuses what is missing: where it refuses a file that cannot be
+there, what else it refuses counts as missing. What is staged is not seen. A batch asks for all that it needs at once,
+and what came is kept in memory up to a bound, chunk by chunk; there are no files in between.
 """
 
 import os
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import EROFS
 from functools import cache, cached_property
 from itertools import takewhile
@@ -35,9 +36,15 @@ _EXTRA = 'pip install "worldmodels[cloud]"'
 
 @dataclass(frozen=True)
 class RemotePath:
-    """A file or folder behind a URL: what reading a store takes of `pathlib.Path`, as on a disk that is read-only."""
+    """A file or folder behind a URL: what reading a store takes of `pathlib.Path`, as on a disk that is read-only.
+
+    Args:
+        url: of it.
+        hides: whether the server refuses what is missing.
+    """
 
     url: str
+    hides: bool = False
 
     def __str__(self) -> str:
         return self.url
@@ -47,11 +54,11 @@ class RemotePath:
 
     def joinpath(self, *names: str) -> "RemotePath":
         """A file or folder in this folder."""
-        return RemotePath("/".join((self.url, *names)))
+        return RemotePath("/".join((self.url, *names)), self.hides)
 
     @property
     def parent(self) -> "RemotePath":
-        return RemotePath(self.url.rpartition("/")[0])
+        return RemotePath(self.url.rpartition("/")[0], self.hides)
 
     @property
     def name(self) -> str:
@@ -109,6 +116,8 @@ class RemotePath:
         except ImportError as e:
             raise UserError(f"what reads {self.url} is not installed ({_line(e)}): {_EXTRA}") from e
         except Exception as e:  # every backend of fsspec has errors of its own
+            if self.hides and _denied(e):
+                raise FileNotFoundError(self.url) from e
             raise _unreachable(self.url, e) from e
 
 
@@ -201,13 +210,17 @@ class RemoteStore(Store):
         root: Any = RemotePath(url.rstrip("/"))
         super().__init__(root, write=False)
         if not self.sealed:
+            root = self.path
+            may = " (or it refuses to show any: see that they may be read)" if root.hides else ""
             raise UserError(
-                f"the store {root} holds no sealed episodes, and staged ones cannot be read through a URL; seal it "
-                "(every `worldmodels collect` and `import` ends with that) before it is published"
+                f"the store {root} holds no sealed episodes{may}, and staged ones cannot be read through a URL; seal "
+                "it (every `worldmodels collect` and `import` ends with that) before it is published"
             )
 
     def _read_card(self, header: Mapping[str, Any]) -> Card:
-        folder: Any = self.path / "sources"
+        root: Any = self.path  # where store.json could be read
+        root = self.path = replace(root, hides=_hides(root))
+        folder = root / "sources"
         cards = [folder / f"{header['source']}.json"] if "source" in header else folder.glob("*.json")
         if not cards:
             raise UserError(
@@ -272,7 +285,28 @@ class _Told:
         raise damaged(str(self._path), _line(error)) from error
 
 
+def _hides(root: RemotePath) -> bool:
+    """Whether a file that is not there is refused."""
+    try:
+        (root / "no-such-file").read_bytes()
+    except FileNotFoundError:
+        return False
+    except UserError as e:
+        return _denied(e.__cause__)
+    return False
+
+
+def _denied(error: BaseException | None) -> bool:
+    """Whether it means HTTP's 403, in whatever words the backends say so."""
+    return isinstance(error, PermissionError) or any(x in str(error) for x in ("403", "Forbidden", "PERMISSION_DENIED"))
+
+
 def _unreachable(url: str, why: BaseException) -> UserError:
+    if _denied(why):
+        return UserError(
+            f"{url} cannot be read ({_line(why)}); give the right to read it (s3:GetObject, storage.objects.get) and, "
+            "as a bucket does not tell what is missing without it, to list (s3:ListBucket, storage.objects.list)"
+        )
     return UserError(
         f"{url} cannot be read ({_line(why)}); see that the address is right, the server can be reached and the store "
         "may be read from here"
