@@ -81,7 +81,8 @@ def test_mistakes(
         (["learner.horizons=[]"], ["learner.horizons=[]", "at least 1"]),
         (["learner.lr=fast"], ["learner.lr=fast does not work", "learner.lr=0.001"]),
         (["data.validation.length=2"], ["data.validation.length=2", "learner.horizons"]),
-        (["model.image_size=24"], ["20", "24", "image_size"]),
+        (["model.image_size=24"], ["model.image_size=24", "20x20x3", "data.transform"]),
+        (["model.image_channels=1"], ["model.image_channels=1", "20x20x3"]),
     ],
 )
 def test_settings_that_do_not_work(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def test_another_model_in_the_same_folder_is_refused(in_process: RUN, catch_stor
 def test_finetune(in_process: RUN, run_folder: Path, tmp_path: Path) -> None:
     other = write_catch(tmp_path / "other", cells=10, size=20, steps=240)
     out = tmp_path / "moved"
-    args = ["finetune", f"checkpoint={run_folder}/best.ckpt", f"store={other}", f"out={out}", *QUICK, "windows=8"]
+    checkpoint = shutil.copy(run_folder / "best.ckpt", tmp_path / "start.ckpt")
+    args = ["finetune", f"checkpoint={checkpoint}", f"store={other}", f"out={out}", *QUICK, "windows=8"]
     args += ["data.length=5", "data.left_padding=4", "data.validation.length=3", "learner.horizons=[1]"]
     args += ["trainer.max_steps=8", "trainer.val_check_interval=4", "horizons=[1]", "burn_in=2"]
     code, shown, err = in_process(*args)
@@ -90,6 +92,10 @@ def test_finetune(in_process: RUN, run_folder: Path, tmp_path: Path) -> None:
     code, shown, _ = in_process(*args)
     assert code == 0
     assert shown.count("finished before") == 2
+    assert (out / "metrics.json").stat().st_mtime_ns == written
+    shutil.copy(run_folder / "last.ckpt", checkpoint)
+    code, _, err = in_process(*args)
+    assert code == 2 and "holds a run that began with other weights" in err
     assert (out / "metrics.json").stat().st_mtime_ns == written
 
 

@@ -60,6 +60,11 @@ def fit(settings: Mapping[str, Any], out: str | Path, weights: Mapping[str, Any]
     if stored is not None:
         if stored["model"] != settings["model"]:
             raise UserError(f"{out} holds a run of another model; give another out=DIR, or resume=never to begin again")
+        if weights is not None and _begun_with(out) not in (None, settings.get("checkpoint_sha256")):
+            raise UserError(
+                f"{out} holds a run that began with other weights than checkpoint={settings['checkpoint']} has now; "
+                "give another out=DIR, or resume=never to begin again"
+            )
         done = read_json(out / "metrics.json") if (out / "metrics.json").exists() else {}
         if done.get("steps", 0) >= max_steps and (out / "best.ckpt").exists():
             _warn_of_differences(out, settings)
@@ -72,6 +77,7 @@ def fit(settings: Mapping[str, Any], out: str | Path, weights: Mapping[str, Any]
     L.seed_everything(settings["seed"], workers=True, verbose=False)
     data = build(settings["data"])
     learner = build(settings["learner"], model=settings["model"], card=data.card)
+    _check_frames(learner.model, data.card)
     if weights is not None:
         learner.model.load_state_dict(weights)
     horizons, length = learner.hparams["horizons"], data.validation["length"]
@@ -95,6 +101,23 @@ def fit(settings: Mapping[str, Any], out: str | Path, weights: Mapping[str, Any]
         _choose_last(trainer, out)
     digests = _digests(trainer, learner)
     return _write_metrics(trainer, learner, out, digests) if trainer.is_global_zero else {}
+
+
+def _begun_with(out: Path) -> str | None:
+    """SHA-256 of the checkpoint that the run in `out` took its first weights from, if it took any."""
+    config = out / "config.yaml"
+    return OmegaConf.select(OmegaConf.load(config), "checkpoint_sha256") if config.exists() else None
+
+
+def _check_frames(model: Any, card: Mapping[str, Any]) -> None:
+    """Refuse frames of another size or colour now, and not with the first batch."""
+    obs = card["obs"]
+    for name, wanted in (("image_size", {obs["height"], obs["width"]}), ("image_channels", {obs["channels"]})):
+        if (size := getattr(model, name, None)) is not None and wanted != {size}:
+            raise UserError(
+                f"model.{name}={size} does not fit the store, whose frames are {obs['height']}x{obs['width']}x"
+                f"{obs['channels']}; set model.image_size and model.image_channels, or data.transform"
+            )
 
 
 def _digests(trainer: L.Trainer, learner: Any) -> list[str]:
