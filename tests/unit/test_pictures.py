@@ -1,10 +1,14 @@
 """Films that browsers play, strips with whole pixels, curves."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.conftest import ROOT
 from worldmodels.evaluation.pictures import difference, montage, plot, strip, write_gif, write_mp4
 
 
@@ -68,3 +72,17 @@ def test_plot_writes_svg_and_png(tmp_path):
     assert "FillBetween" not in svg
     panels["a"]["model"] = ((1, 2, 4), (3.0, 2.0, None), ((2.0, 4.0), (1.0, 3.0), (None, None)))
     assert "FillBetween" in plot(tmp_path / "b.svg", panels, "steps", "dB", log="x").read_text()
+
+
+def test_the_script_shows_reality_above_two_dreams_of_it(tmp_path):
+    """Of rollout 1: levels tell the row and the step of what is in each place."""
+    obs = np.broadcast_to(np.arange(51, dtype=np.uint8)[:, None, None, None], (2, 51, 3, 8, 8)).copy()
+    obs[0] = 255
+    np.savez(tmp_path / "logged.npz", real_obs=obs, obs=obs + 60)
+    np.savez(tmp_path / "random.npz", obs=obs + 120)
+    command = [sys.executable, ROOT / "scripts/dream_picture.py", tmp_path, "--rollout", "1", "--out"]
+    subprocess.run([*command, tmp_path / "a.png"], check=True, env={"PYTHONPATH": str(ROOT)}, capture_output=True)
+    image = np.asarray(Image.open(tmp_path / "a.png"))
+    cell = 16 + 4
+    centres = image[22 + 4 + 8 :: cell, 84 + 4 + 8 :: cell, 0]
+    assert centres[:3, :7].tolist() == [[level + t for t in (1, 5, 10, 20, 30, 40, 50)] for level in (0, 60, 120)]
