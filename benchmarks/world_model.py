@@ -40,6 +40,8 @@ LIMITS = {
     "reward_step_speedup": "at least 4",
     "imagine_speedup_batch1": "at least 1.5",
     "imagine_speedup_batch32": "at least 4",
+    "imagine_speedup_batch1_few_step": "at least 4",
+    "imagine_speedup_batch32_few_step": "at least 10",
     "memory_ratio": "at most 0.65 (paper)",
     "memory_ratio_small": "at most 0.60",
     "frames_per_s_tiny_batch1": "at least 40",
@@ -48,15 +50,22 @@ LIMITS = {
 Step = Callable[[], Any]
 
 
-def small(**changes: Any) -> DiffusionWorldModel:
+def small(sampler: dict[str, Any] | None = None, **denoiser: Any) -> DiffusionWorldModel:
     """DIAMOND's networks in the size that the reference was measured in: 32 channels, one block a level."""
     network = {"context": 4, "cond_channels": 128, "channels": [32] * 4, "depths": [1] * 4, "normed_skip": True}
-    return reference.model_of("paper", ACTIONS, sizes={"paper": {"denoiser": {"network": network}}}, **changes)
+    changes = {"denoiser": {"network": network, **denoiser}, "sampler": sampler or {}}
+    return reference.model_of("paper", ACTIONS, sizes={"paper": changes})
+
+
+def few_step() -> DiffusionWorldModel:
+    """The same with a denoiser that makes a frame by one call; benchmarks.few_step tells what such frames are worth."""
+    return small({"steps": 1, "start": "sigma"}, few_step={"doublings": 1})
 
 
 def model_of(size: str) -> DiffusionWorldModel:
-    """`paper` and `tiny` as they are, `small` as the reference's SMALL."""
-    return small() if size == "small" else reference.model_of(size, ACTIONS)
+    """`paper` and `tiny` as they are, `small` as the reference's SMALL, `few_step` as that with one call a frame."""
+    own = {"small": small, "few_step": few_step}
+    return own[size]() if size in own else reference.model_of(size, ACTIONS)
 
 
 def play(steps: int) -> list[Any]:
@@ -142,7 +151,7 @@ def their_update(modules: Any, network: Any, part: str, next_batch: Callable[[],
 
 
 def our_dream(size: str, rows: int) -> Step:
-    """An imagined step with reward and termination, at three network calls (tiny: at its own one)."""
+    """An imagined step with reward and termination, at three network calls (tiny and few_step: at one)."""
     hardware.tune_allocator()
     model = model_of(size)
     if hardware.precision("auto") == "bf16-mixed":
@@ -158,9 +167,9 @@ def our_dream(size: str, rows: int) -> Step:
 
 
 def their_dream(path: Path, size: str, rows: int) -> Step:
-    """Frame, reward and termination by the reference's sampler and networks."""
+    """Frame, reward and termination by the reference's sampler, at three network calls, and networks."""
     modules = reference.load(path)
-    denoiser, reward = reference.theirs(modules, model_of(size))
+    denoiser, reward = reference.theirs(modules, small())
     settings = modules.diffusion.DiffusionSamplerConfig(num_steps_denoising=3)
     sampler = modules.diffusion.DiffusionSampler(denoiser, settings)
     context = batch(play(600), rows, 4, np.random.default_rng(0))
@@ -232,8 +241,9 @@ def speeds(path: Path | None, quick: bool) -> Iterator[tuple[str, float]]:
         if path is not None and part == "denoiser":
             yield key.replace("train_step", "memory_ratio"), memory["ours"] / memory["reference"]
     for rows, repeats in ((1, 30), (32, 5)):
-        found = both(our_dream, their_dream, "small", rows, repeats=repeats if quick else 3 * repeats)
-        yield from _told(f"imagine_speedup_batch{rows}", f"imagine_batch{rows}", found)
+        for size, name in (("small", ""), ("few_step", "_few_step")):
+            found = both(our_dream, their_dream, size, rows, repeats=repeats if quick else 3 * repeats)
+            yield from _told(f"imagine_speedup_batch{rows}{name}", f"imagine_batch{rows}{name}", found)
     found = in_turn({"ours": partial(our_dream, "tiny", 1)}, 100)
     yield "frames_per_s_tiny_batch1", 1 / found["ours"]["seconds"]
 

@@ -156,7 +156,9 @@ class DenoiserNetwork(nn.Module):
         for name, embedding in self.labels.items():
             cond = cond + embedding(labels[name])
         cond = self.condition(cond)
-        x = F.pixel_unshuffle(torch.cat([context, noisy], dim=1), self.patch)
+        x = torch.cat([context, noisy], dim=1)
+        if self.patch > 1:  # patches of one pixel would be copied
+            x = F.pixel_unshuffle(x, self.patch)
         if self.backbone == "unet2d":
             x = self.unet(x, cond)
         else:
@@ -164,7 +166,7 @@ class DenoiserNetwork(nn.Module):
             if memory is not None:
                 x = x + F.interpolate(memory.to(x.dtype), x.shape[-2:], mode="bilinear")
             x = self.conv_out(F.silu(self.norm_out(self.unet(x, cond))))
-        return F.pixel_shuffle(x, self.patch)
+        return F.pixel_shuffle(x, self.patch) if self.patch > 1 else x
 
 
 class FewStep(NamedTuple):

@@ -135,7 +135,9 @@ class RewardModel(nn.Module):
         if self.difference_std:
             next_frames, frames = (next_frames - frames) / self.difference_std, frames * self.frame_scale
         pairs = rearrange(torch.cat([frames, next_frames], dim=2), "b t c h w -> (b t) c h w")
-        x = self.conv_in(F.pixel_unshuffle(pairs, self.patch).to(self.conv_in.weight.dtype))
+        if self.patch > 1:  # patches of one pixel would be copied
+            pairs = F.pixel_unshuffle(pairs, self.patch)
+        x = self.conv_in(pairs.to(self.conv_in.weight.dtype))
         embedding = self.action_embedding(action)
         x, _ = self.encoder(x, embedding.flatten(0, 1))
         x = self.projection(x.reshape(*action.shape, -1).to(embedding.dtype))
