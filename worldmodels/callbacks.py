@@ -4,6 +4,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -142,11 +143,12 @@ class Progress(ProgressBar):
 
     Args:
         every: seconds between two lines where stdout is no terminal.
+        score: what is shown of validation: key, name of its figure, words and unit (learners/base.py).
     """
 
-    def __init__(self, every: float = 10.0) -> None:
+    def __init__(self, every: float = 10.0, score: Sequence[str] | None = None) -> None:
         super().__init__()
-        self.every, self._earlier, self._enabled = every, (0.0, 0.0), True
+        self.every, self.score, self._earlier, self._enabled = every, score, (0.0, 0.0), True
         self._start: tuple[float, float] | None = None
         self._first_step, self._shown = 0, 0.0
 
@@ -202,8 +204,9 @@ class Progress(ProgressBar):
         metrics = trainer.callback_metrics
         parts = [f"step {step}/{end}"]
         parts += [f"{name} {metrics[key]:.4f}" for name, key in (("loss", "train/loss"),) if key in metrics]
-        if "val/rollout_psnr_changed" in metrics:
-            parts.append(f"rollout PSNR {metrics['val/rollout_psnr_changed']:.2f} dB")
+        if self.score and self.score[0] in metrics:
+            key, _, words, unit = self.score
+            parts.append(f"{words} {metrics[key]:.2f}{unit}")
         if speed > 0:
             left = int((end - step) / speed)
             parts.append(f"{speed:.1f} steps/s  ETA {left // 60}:{left % 60:02d}")

@@ -15,7 +15,8 @@ from tests.conftest import ROOT
 from worldmodels.callbacks import EMA, AtomicCheckpointIO, LastCheckpoint
 from worldmodels.config import build, sized
 from worldmodels.hardware import accelerator, precision
-from worldmodels.learners.world_model import LOOK_EVERY, WorldModelLearner
+from worldmodels.learners.base import LOOK_EVERY
+from worldmodels.learners.world_model import WorldModelLearner
 from worldmodels.types import UserError
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -25,9 +26,9 @@ from worldmodels.callbacks import AtomicCheckpointIO, Progress
 from worldmodels.config import build, dotted, read_checkpoint
 from worldmodels.data.card import check_compatible
 from worldmodels.data.disk import make_folder, read_json, write_json
+from worldmodels.learners.base import Learner, Score
 from worldmodels.types import UserError
 
-SCORE = "val/rollout_psnr_changed"
 MAY_DIFFER = ("out", "resume", "logger", "trainer.max_steps", "learner.max_steps", "callbacks")
 """Settings that a resumed run may change without a word."""
 
@@ -35,7 +36,7 @@ MAY_DIFFER = ("out", "resume", "logger", "trainer.max_steps", "learner.max_steps
 def fit(settings: Mapping[str, Any], out: str | Path, weights: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Train what `settings` describe until `trainer.max_steps`, in the folder `out`.
 
-    The folder holds config.yaml, last.ckpt, best.ckpt (the best score of validation rollouts), logs/, metrics.csv,
+    The folder holds config.yaml, last.ckpt, best.ckpt (the best score in validation), logs/, metrics.csv,
     metrics.json. A run that was cut short goes on, bit for bit on a CPU; a finished one is left as it is.
 
     Args:
@@ -76,19 +77,17 @@ def fit(settings: Mapping[str, Any], out: str | Path, weights: Mapping[str, Any]
     device = hardware.accelerator(settings["trainer"]["accelerator"])
     L.seed_everything(settings["seed"], workers=True, verbose=False)
     data = build(settings["data"])
-    learner = build(settings["learner"], model=settings["model"], card=data.card)
+    learner = build(settings["learner"], model=settings["model"], card=data.card, **_found(settings, data))
     _check_frames(learner.model, data.card)
     if weights is not None:
         learner.model.load_state_dict(weights)
-    horizons, length = learner.hparams["horizons"], data.validation["length"]
-    if length <= max(horizons):
-        raise UserError(f"data.validation.length={length} must be more than the longest of learner.horizons={horizons}")
+    learner.prepare(data, resumed=stored is not None or checkpoint is not None)
     if stored is not None:
         check_compatible(data.card, stored["card"], f"the run {out}")
         _warn_of_differences(out, settings)
     elif settings["resume"] == "never" and _rank() == 0:
         _clear(out)
-    trainer = _trainer(settings, out, device)
+    trainer = _trainer(settings, learner.score, out, device)
     if trainer.is_global_zero:
         OmegaConf.save(OmegaConf.create(dict(settings)), out / "config.yaml")
         print(f"{'resuming from ' + str(checkpoint) if checkpoint else 'training'} until step {max_steps} in {out}")
@@ -96,9 +95,10 @@ def fit(settings: Mapping[str, Any], out: str | Path, weights: Mapping[str, Any]
         trainer.fit(learner, data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # Lightning's answer to Ctrl-C and SIGTERM, once the callbacks have saved
         raise KeyboardInterrupt from stop
-    if SCORE not in trainer.callback_metrics:  # killed in the last validation, which resuming does not make up for
+    # killed in the last validation, which resuming does not make up for
+    if learner.score.key not in trainer.callback_metrics:
         trainer.validate(learner, data, verbose=False)
-        _choose_last(trainer, out)
+        _choose_last(trainer, learner.score, out)
     digests = _digests(trainer, learner)
     return _write_metrics(trainer, learner, out, digests) if trainer.is_global_zero else {}
 
@@ -120,6 +120,13 @@ def _check_frames(model: Any, card: Mapping[str, Any]) -> None:
             )
 
 
+def _found(settings: Mapping[str, Any], data: Any) -> dict[str, Any]:
+    """Settings that are for the data to give: a policy may take the actions that are in its log."""
+    if settings["learner"].get("actions", ()) is not None:
+        return {}
+    return {"actions": np.unique(data.store.column("action")).tolist()}
+
+
 def _digests(trainer: L.Trainer, learner: Any) -> list[str]:
     """SHA-256 of the final weights on each rank, which must be the same."""
     digest = hashlib.sha256()
@@ -137,9 +144,9 @@ def _rank() -> int:
     return getattr(rank_zero_only, "rank", 0)
 
 
-def _choose_last(trainer: L.Trainer, out: Path) -> None:
+def _choose_last(trainer: L.Trainer, measured: Score, out: Path) -> None:
     checkpoint: Any = trainer.checkpoint_callback
-    score = trainer.callback_metrics[SCORE]
+    score = trainer.callback_metrics[measured.key]
     best = checkpoint.best_model_score
     if best is None or score > best or not (out / "best.ckpt").exists():
         checkpoint.best_model_score = score
@@ -148,13 +155,17 @@ def _choose_last(trainer: L.Trainer, out: Path) -> None:
             os.replace(out / "best.ckpt.tmp", out / "best.ckpt")
 
 
-def _trainer(settings: Mapping[str, Any], out: Path, device: str) -> L.Trainer:
+def _trainer(settings: Mapping[str, Any], score: Score, out: Path, device: str) -> L.Trainer:
     options = dict(settings["trainer"]) | {"accelerator": device}
     options["precision"] = hardware.precision(options["precision"], device)
     # A run shorter than the interval is validated once, at its end, so that there is always a best.ckpt.
     batches = options["max_steps"] * options["accumulate_grad_batches"]
     options["val_check_interval"] = min(options["val_check_interval"], batches)
-    extra = {"worldmodels.callbacks.EMA": {"device": device}}
+    extra = {
+        "worldmodels.callbacks.EMA": {"device": device},
+        "lightning.pytorch.callbacks.ModelCheckpoint": {"monitor": score.key, "mode": "max"},
+        "worldmodels.callbacks.Progress": {"score": score},
+    }
     callbacks = [build(c, **extra.get(c["_target_"], {})) for c in settings["callbacks"].values() if c]
     loggers = [_logger(c, out) for c in settings["logger"].values() if c]
     try:
@@ -224,7 +235,7 @@ def _warn_of_differences(out: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _write_metrics(trainer: L.Trainer, learner: L.LightningModule, out: Path, digests: list[str]) -> dict[str, Any]:
+def _write_metrics(trainer: L.Trainer, learner: Learner, out: Path, digests: list[str]) -> dict[str, Any]:
     progress = [c for c in trainer.callbacks if isinstance(c, Progress)]  # pyrefly: ignore
     scores = {k.removeprefix("val/"): v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
     best = getattr(trainer.checkpoint_callback, "best_model_score", None)
@@ -232,7 +243,7 @@ def _write_metrics(trainer: L.Trainer, learner: L.LightningModule, out: Path, di
         "steps": trainer.global_step,
         "seconds": round(sum(p.spent[0] for p in progress), 1),
         "cpu_seconds": round(sum(p.spent[1] for p in progress), 1),
-        "best_rollout_psnr_changed_db": None if best is None else best.item(),
+        learner.score.figure: None if best is None else best.item(),
         "final": scores,
         "parameters": sum(p.numel() for p in learner.parameters()),
         "precision": str(trainer.precision),
@@ -242,7 +253,8 @@ def _write_metrics(trainer: L.Trainer, learner: L.LightningModule, out: Path, di
     _merge_logs(out)
     write_json(out / "metrics.json", figures)
     if best is not None:
-        print(f"best rollout PSNR on changed pixels {best.item():.2f} dB, after {figures['seconds']:.0f} s of training")
+        words, unit = learner.score.words, learner.score.unit
+        print(f"best {words} {best.item():.2f}{unit}, after {figures['seconds']:.0f} s of training")
     return figures
 
 

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import lightning as L
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -11,15 +9,14 @@ from torchmetrics import MeanMetric
 from worldmodels.config import build
 from worldmodels.evaluation.frames import changed_pixels
 from worldmodels.imagination import LoggedActions, imagine
+from worldmodels.learners.base import Learner, Score
 from worldmodels.types import Segment, UserError
 
-SCHEDULES = ("constant", "cosine", "linear")
 LEAST_PRIORITY = 1e-3  # a window with a perfect prediction is still drawn now and then
-LOOK_EVERY = {"cpu": 1}  # batches between two looks at their losses; 50 on a device that would be waited for
 NOT_DECAYED = (nn.Embedding, nn.GroupNorm, nn.LayerNorm)
 
 
-class WorldModelLearner(L.LightningModule):
+class WorldModelLearner(Learner):
     """AdamW over all components of a world model, each with its own gradient clip.
 
     It takes plain data only, so that a checkpoint describes itself: `WorldModelLearner.load_from_checkpoint(path)`
@@ -40,14 +37,12 @@ class WorldModelLearner(L.LightningModule):
             context and then `max(horizons)` transitions.
         seed: of the training noise (with rank and batch number) and of the validation rollouts.
 
-    Whether losses are finite is looked at in every batch on a CPU, before it touches the weights. Elsewhere the first
-    bad one is noted on the device and looked for every 50 batches, and before any checkpoint is written, which is then
-    refused: the checkpoints that there are hold what was before the bad batch in either case.
-
     Raises:
         UserError: unknown schedule, or a clip for a component that the model lacks; in training, a loss that is not
             finite, or weights that are not, with the batch named and no checkpoint of them.
     """
+
+    score = Score("val/rollout_psnr_changed", "best_rollout_psnr_changed_db", "rollout PSNR on changed pixels", " dB")
 
     def __init__(
         self,
@@ -65,9 +60,8 @@ class WorldModelLearner(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if schedule not in SCHEDULES:
-            raise UserError(f"learner.schedule={schedule} is unknown; choose one of {', '.join(SCHEDULES)}")
         self.save_hyperparameters()
+        self.check_settings()
         self.model: Any = build(model)
         names = set(self.model.components())
         for setting, by_component in (("clip", clip or {}), ("lr", lr if isinstance(lr, dict) else {})):
@@ -76,65 +70,26 @@ class WorldModelLearner(L.LightningModule):
         if isinstance(lr, dict) and (missing := names - set(lr)):
             raise UserError(f"learner.lr gives no rate for {sorted(missing)}; the model has {sorted(names)}")
         self.squared_error: Any = nn.ModuleList(MeanMetric() for _ in horizons)
-        self._bad: tuple[Tensor, Tensor] | None = None  # number and loss of the first bad batch, -1 while there is none
+
+    def prepare(self, data: Any, resumed: bool) -> None:
+        """Refuse validation windows that are too short for the horizons."""
+        horizons, length = self.hparams["horizons"], data.validation["length"]
+        if length <= max(horizons):
+            raise UserError(
+                f"data.validation.length={length} must be more than the longest of learner.horizons={horizons}"
+            )
 
     def training_step(self, segment: Segment, batch_idx: int) -> Tensor:
         """The model's own loss; its noise is a function of (seed, rank, batch number), so that resuming is exact."""
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        key = np.random.SeedSequence((self.hparams["seed"], self.global_rank, progress.processed)).generate_state(
-            1, np.uint64
-        )
-        generator = torch.Generator(self.device).manual_seed(int(key[0] >> 1))
-        loss, metrics = self.model.loss(segment, generator)
-        every = LOOK_EVERY.get(self.device.type, 50)
+        loss, metrics = self.model.loss(segment, self.noise())
         drawn = "window_loss" in metrics and "starts" in segment.side  # its losses are waited for in any case
-        self._note(progress.processed, loss.detach())
-        if drawn or progress.processed % every == 0:
-            self._refuse_bad(progress.processed)
+        self.refuse_broken(loss, now=drawn)
         each = metrics.pop("window_loss", None)
         if drawn:  # windows that are hard are drawn more often
             datamodule: Any = self.trainer.datamodule  # pyrefly: ignore
             datamodule.update(segment.side["starts"], each.float() + LEAST_PRIORITY)
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=segment.batch_size)
         return loss
-
-    def _note(self, batch: int, loss: Tensor) -> None:
-        """Keep number and loss of the first bad batch, without waiting for the device."""
-        if self._bad is None:
-            self._bad = torch.full_like(loss, -1, dtype=torch.int64), torch.zeros_like(loss)
-        number, kept = self._bad
-        new = (number < 0) & ~loss.isfinite()
-        self._bad = torch.where(new, batch, number), torch.where(new, loss, kept)
-
-    def _refuse_bad(self, present: int | None = None) -> None:
-        """Raise where a batch was bad; the weights are still whole, and may be kept, where it is the present one."""
-        if self._bad is None or (batch := int(self._bad[0])) < 0:
-            return
-        loss = self._bad[1].item()
-        if batch == present:
-            self._bad = None
-        raise UserError(
-            f"the loss of batch {batch} (seed {self.hparams['seed']}, rank {self.global_rank}) is {loss}; "
-            "what last.ckpt holds is from before it: go on with trainer.precision=32-true, or begin again with "
-            "resume=never and a lower learner.lr"
-        )
-
-    def on_train_start(self) -> None:
-        """Nothing bad is known of this run."""
-        self._bad = None
-
-    def on_train_end(self) -> None:
-        """The last batches may not have been looked at."""
-        self._refuse_bad()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let no state be written that a bad batch had a part in, on this rank or, by its gradients, on another."""
-        self._refuse_bad()
-        if not torch.stack([p.isfinite().all() for p in self.parameters()]).all():
-            raise UserError(
-                "some weights are no longer finite, so that no checkpoint is written; what last.ckpt holds is from "
-                "before: go on with trainer.precision=32-true, or begin again with resume=never and a lower learner.lr"
-            )
 
     def validation_step(self, segment: Segment, batch_idx: int) -> None:
         """Roll out with the logged actions and gather the squared error on changed pixels at each horizon."""
@@ -171,12 +126,6 @@ class WorldModelLearner(L.LightningModule):
         optimizer = torch.optim.AdamW(groups, betas=tuple(hp["betas"]), eps=hp["eps"], fused=True)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _lr_factor(self, step: int) -> float:
-        rise = min(1.0, (step + 1) / max(1, self.hparams["warmup"]))
-        left = 1 - min(1.0, step / self.hparams["max_steps"])
-        fall = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - np.cos(np.pi * left))}
-        return rise * float(fall[self.hparams["schedule"]])
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip each component's gradient norm on its own, and log it."""
