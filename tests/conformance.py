@@ -99,13 +99,48 @@ def check_save_and_load(build: Callable[[], nn.Module], model: nn.Module, segmen
 
 
 def check_policy(policy: Policy, observation: torch.Tensor) -> None:
-    """Actions in the 18-action set, states that can be indexed, the generator decides."""
+    """Actions in the 18-action set; states that can be indexed; a row as it is alone; the generator decides all."""
     assert isinstance(policy, Policy)
     n = len(observation)
+    torch.manual_seed(1)
     first, state = policy.act(observation, policy.start(n), generator(3))
-    again, _ = policy.act(observation, policy.start(n), generator(3))
-    assert first.shape == (n,)
-    assert first.dtype == torch.int64
-    assert ((first >= 0) & (first < 18)).all()
+    second, _ = policy.act(observation, state, generator(4))
+    torch.manual_seed(2)
+    again, state = policy.act(observation, policy.start(n), generator(3))
+    for action in (first, second):
+        assert action.shape == (n,)
+        assert action.dtype == torch.int64
+        assert ((action >= 0) & (action < 18)).all()
     assert torch.equal(first, again)
+    assert torch.equal(second, policy.act(observation, state, generator(4))[0])
     assert all(v.shape[0] == n for v in state.values())
+    rows = torch.arange(n).flip(0)
+    swapped = {k: v[rows] for k, v in state.items()}
+    for k, v in policy.act(observation[rows], swapped, generator(4))[1].items():
+        _, other = policy.act(observation, state, generator(4))
+        if v.is_floating_point():
+            torch.testing.assert_close(v, other[k][rows], atol=1e-5, rtol=1e-4)
+    _, alone = policy.act(observation[:1], policy.start(1), generator(3))
+    for k, v in alone.items():
+        torch.testing.assert_close(v, state[k][:1], atol=1e-5, rtol=1e-4)
+
+
+def check_trained_policy(build: Callable[[], nn.Module], segment: Segment) -> None:
+    """`check_policy`, and for a network: only allowed actions, what saving keeps, the same act by act and at once."""
+    torch.manual_seed(0)
+    policy = build().eval()
+    for parameter in policy.parameters():  # what begins at zero would make all frames alike
+        nn.init.normal_(parameter, std=0.1)
+    frames = segment.obs[:, 0]
+    check_policy(policy, frames)
+    for k in range(20):
+        assert policy.legal[policy.act(frames, policy.start(len(frames)), generator(k))[0]].all()
+    torch.manual_seed(1)
+    other = build().eval()
+    other.load_state_dict(policy.state_dict())
+    features, state = policy.watch(segment), policy.start(segment.batch_size)
+    torch.testing.assert_close(other.watch(segment), features)
+    torch.testing.assert_close(other.preferences(features), policy.preferences(features))
+    for t in range(segment.length + 1):
+        seen, state = policy.encoder(segment.obs[:, t], state)
+        torch.testing.assert_close(seen, features[:, t], atol=1e-5, rtol=1e-4)

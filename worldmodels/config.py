@@ -120,14 +120,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_learner(checkpoint: str | Path) -> Any:
-    """The learner of a checkpoint with its averaged weights, in evaluation mode, on the CPU.
+    """The learner of a world model's checkpoint with its averaged weights, in evaluation mode, on the CPU.
 
     Raises:
-        UserError: as `read_checkpoint`, or the weights do not belong to the settings beside them.
+        UserError: as `read_checkpoint`, it holds a policy, or the weights do not belong to the settings beside them.
     """
     from worldmodels.learners.world_model import WorldModelLearner
 
     stored = read_checkpoint(checkpoint)
+    if "actions" in stored["hyper_parameters"]:
+        raise UserError(
+            f"{checkpoint} holds a policy and no world model; give one of `worldmodels train` without learner="
+        )
     learner = WorldModelLearner(**stored["hyper_parameters"])
     try:
         learner.load_state_dict(stored["state_dict"])

@@ -36,7 +36,12 @@ def estimate(settings: dict[str, Any], repeats: int = 3) -> dict[str, Any]:
     import torch
 
     from worldmodels import hardware
+    from worldmodels.types import UserError
 
+    if "actions" in settings["learner"]:
+        raise UserError(
+            f"only what training a world model costs can be told, not learner={settings['learner']['_target_']}"
+        )
     hardware.tune_allocator()
     options, data = settings["trainer"], settings["data"]
     device = hardware.accelerator(options["accelerator"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodels.nn.dilated import DilatedNet
-from worldmodels.nn.recurrent import MotionMemory
+from worldmodels.nn.memory import MotionMemory
 from worldmodels.nn.unet import UNet, conv3x3, groups
 from worldmodels.nn.unet2d import UNet2D
 from worldmodels.ops.edm import add_noise, preconditioners, training_sigmas
@@ -224,7 +224,7 @@ class Denoiser(nn.Module):
         context_noise: greatest standard deviation of Gaussian noise that the context is trained with, on frames in
             [-1, 1], so that a rollout's own errors are nothing new; each row has a level from 0 to it, which the
             network is told (Valevski et al. 2024, "GameNGen", section 3.2.1). DIAMOND: 0.
-        memory: settings of `nn.recurrent.MotionMemory`, whose image joins the first convolution's output, so that what
+        memory: settings of `nn.memory.MotionMemory`, whose image joins the first convolution's output, so that what
             lies further back than the context counts as well; None for none (DIAMOND).
     """
 

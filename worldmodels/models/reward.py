@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodels.nn.recurrent import init_lstm
 from worldmodels.nn.unet import Encoder, conv3x3
 from worldmodels.ops.categorical import symlog_bins, two_hot
 from worldmodels.types import Metrics, Segment, UserError
@@ -114,7 +115,7 @@ class RewardModel(nn.Module):
             )
         outputs = len(self.bins) + 2 * (self.ends - (self.foreseen is not None))
         self.head = nn.Sequential(nn.Linear(lstm, lstm), nn.SiLU(), nn.Linear(lstm, outputs, bias=False))
-        _init_lstm(self.lstm)
+        init_lstm(self.lstm)
 
     def forward(
         self, frames: Tensor, next_frames: Tensor, action: Tensor, memory: Memory | None = None
@@ -206,16 +207,3 @@ class RewardModel(nn.Module):
         for k, (name, event, where) in enumerate(kinds[: self.ends]):
             losses[name] = mean(end_logits[:, :, k], torch.stack([~event, event], -1).float(), event, where)
         return torch.stack(list(losses.values())).sum(), {name: value.detach() for name, value in losses.items()}
-
-
-def _init_lstm(lstm: nn.LSTM) -> None:
-    """Orthogonal recurrent weights, Xavier input weights, and a forget gate that starts open."""
-    for name, weight in lstm.named_parameters():
-        if "weight_ih" in name:
-            nn.init.xavier_uniform_(weight)
-        elif "weight_hh" in name:
-            nn.init.orthogonal_(weight)
-        else:
-            nn.init.zeros_(weight)
-            if "bias_ih" in name:
-                weight.data[lstm.hidden_size : 2 * lstm.hidden_size] = 1.0

@@ -1,83 +1,155 @@
-"""A linear state-space memory of a long history, one vector at the end: the Legendre Memory Unit.
+"""From frames to features with a memory: the network that every policy shares, so that they can be compared.
 
-Its state holds the last `window` steps of each of its inputs as coefficients of Legendre polynomials. Nothing about
-time is learned, so that what happened sixteen steps ago is as easy to learn from as what happened two steps ago.
-Source: Voelker, Kajic & Eliasmith 2019, "Legendre Memory Units", equations 1 and 2 (HiPPO-LegT of Gu et al. 2020).
+Source: the actor-critic of Alonso et al. 2024 (DIAMOND), appendix: residual convolutions with pooling, an LSTM cell.
 
-Legend: B batch, T steps, U inputs, N order.
+Legend: B batch, T steps, C colour channels, H and W pixels, N frames that are seen at once, D features.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodels.types import State, UserError
+
+GROUP = 32
+"""Channels a group of a group norm."""
 
 
-class LegendreMemory(nn.Module):
-    """The state (B, U, N) after inputs (B, T, U).
+class Block(nn.Module):
+    """Group norm, SiLU, 3x3 convolution, with a skip around them."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(max(1, inputs // GROUP), inputs)
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H, W)."""
+        return self.skip(x) + self.conv(F.silu(self.norm(x)))
+
+
+class RecurrentEncoder(nn.Module):
+    """Convolutions over the last N frames, then an LSTM cell.
+
+    Its state holds the N - 1 frames before the next (uint8) and the LSTM's hidden and cell vectors, all zero at first.
 
     Args:
-        order: N, coefficients kept of each input; a window of W steps is told to about W / N steps.
-        window: steps that are remembered.
+        image_channels: C.
+        image_size: H = W.
+        channels: output channels of each block; the first convolution has as many as the first block.
+        pools: whether a 2x2 max-pooling follows each block.
+        lstm: D.
+        patch: side of the square of pixels that is folded into channels first, which loses nothing and saves time
+            (DIAMOND: 1).
+        frames: N; with 2 the speed of a ball is seen and need not be remembered (DIAMOND: 1).
+        signed: frames are in [-1, 1] (DIAMOND), else in [0, 1], where a dark scene says little and what moves is
+            learned several times sooner.
+
+    Raises:
+        UserError: channels and pools differ in number, or the patch does not divide the size.
     """
 
-    transition: Tensor
-    entry: Tensor
-
-    def __init__(self, order: int, window: int) -> None:
+    def __init__(
+        self,
+        image_channels: int,
+        image_size: int,
+        channels: list[int],
+        pools: list[bool],
+        lstm: int,
+        patch: int = 1,
+        frames: int = 1,
+        signed: bool = True,
+    ) -> None:
         super().__init__()
-        row, column = torch.meshgrid(*2 * [torch.arange(order, dtype=torch.float64)], indexing="ij")
-        sign = torch.where(row < column, -1.0, -((-1.0) ** (row - column)))
-        a = (2 * row + 1) / window * sign
-        b = (2 * row[:, :1] + 1) / window * (-1.0) ** row[:, :1]
-        # held constant over a step (zero-order hold): one exponential gives both discrete matrices
-        both = torch.zeros(order + 1, order + 1, dtype=torch.float64)
-        both[:order, :order], both[:order, order:] = a, b
-        both = torch.linalg.matrix_exp(both)
-        self.register_buffer("transition", both[:order, :order].float(), persistent=False)
-        self.register_buffer("entry", both[:order, order].float(), persistent=False)
+        if len(channels) != len(pools) or not channels:
+            raise UserError(f"model.encoder has channels={channels} and pools={pools}, which must be equally many")
+        if image_size % patch:
+            raise UserError(f"model.encoder.patch={patch} does not divide the image size {image_size}")
+        self.shape = (image_channels, image_size, image_size)
+        self.scale, self.shift = (2.0, -1.0) if signed else (1.0, 0.0)
+        self.patch, self.before, self.lstm = patch, frames - 1, lstm
+        blocks: list[nn.Module] = [nn.Conv2d(frames * image_channels * patch**2, channels[0], 3, padding=1)]
+        side = image_size // patch
+        for inputs, outputs, pool in zip([channels[0], *channels], channels, pools, strict=False):
+            blocks += [Block(inputs, outputs), *([nn.MaxPool2d(2)] if pool else [])]
+            side //= 1 + pool
+        self.look = nn.Sequential(*blocks)
+        self.cell = nn.LSTMCell(channels[-1] * side**2, lstm)
+        init_lstm(self.cell)
+        self.to(memory_format=torch.channels_last)  # pyrefly: ignore
 
-    def forward(self, inputs: Tensor, state: Tensor | None = None) -> Tensor:
-        """The state after `inputs` (B, T, U), T of at least 1, on top of an earlier `state` (B, U, N)."""
-        # each input's share in the final state is A^(steps since) b: one matrix product in place of T steps
-        kernel = [self.entry]
-        for _ in range(inputs.shape[1] - 1):
-            kernel.append(self.transition @ kernel[-1])
-        new = torch.einsum("btu,tn->bun", inputs.float(), torch.stack(kernel[::-1]))
-        if state is None:
-            return new
-        return new + state @ torch.linalg.matrix_power(self.transition, inputs.shape[1]).T
+    def start(self, n: int) -> State:
+        """The state of `n` rows that have seen nothing."""
+        device, (c, h, w) = self.cell.weight_hh.device, self.shape
+        state = {name: torch.zeros(n, self.lstm, device=device) for name in ("hidden", "cell")}
+        if self.before:
+            state["frames"] = torch.zeros(n, self.before * c, h, w, dtype=torch.uint8, device=device)
+        return state
 
-
-class MotionMemory(nn.Module):
-    """What a `LegendreMemory` keeps of where a film moved, told as a coarse image.
-
-    Args:
-        width: channels of the image that is read from it.
-        cells: the screen is seen as cells x cells places, and shown as many.
-        hidden: width of the layer between the two.
-        order: N of `LegendreMemory`.
-        window: steps that are remembered.
-    """
-
-    def __init__(self, width: int, cells: int = 8, hidden: int = 128, order: int = 16, window: int = 24) -> None:
-        super().__init__()
-        self.window, self.cells = window, cells
-        self.memory = LegendreMemory(order, window)
-        self.output = nn.Sequential(nn.Linear(cells**2 * order, hidden), nn.SiLU(), nn.Linear(hidden, width * cells**2))
-
-    def forward(self, frames: Tensor, real: Tensor | None = None, state: Tensor | None = None) -> Tensor:
-        """The state (B, U, N) after a film.
+    def stack(self, obs: Tensor, state: State) -> Tensor:
+        """Each of T frames with the N - 1 before it.
 
         Args:
-            frames: (B, T+1, C, H, W) in [-1, 1]; of T differences, at least 1.
-            real: (B, T) bool, false where a difference is none, since the film had not begun.
-            state: (B, U, N) before the film.
-        """
-        steps = (frames[:, 1:] - frames[:, :-1]).abs().amax(2)
-        moved = nn.functional.adaptive_max_pool2d(steps, self.cells).flatten(2)
-        if real is not None:
-            moved = moved * real[..., None]
-        return self.memory(moved, state)
+            obs: (B, T, C, H, W) uint8.
+            state: before the first of them.
 
-    def read(self, state: Tensor) -> Tensor:
-        """The image (B, width, cells, cells) that a state tells."""
-        return self.output(state.flatten(1)).unflatten(1, (-1, self.cells, self.cells))
+        Returns:
+            (B, T, N * C, H, W) uint8.
+        """
+        if tuple(obs.shape[2:]) != self.shape or obs.dtype != torch.uint8:
+            raise UserError(
+                f"the policy sees frames {self.shape} uint8 (channels, height, width) but got {tuple(obs.shape[2:])} "
+                f"{obs.dtype}; play or train it on the preprocessing of its own log"
+            )
+        if not self.before:
+            return obs
+        film = torch.cat([state["frames"].unflatten(1, (self.before, -1)), obs], dim=1)
+        return torch.cat([film[:, k : k + obs.shape[1]] for k in range(self.before + 1)], dim=2)
+
+    def features(
+        self, stacks: Tensor, state: State, fresh: Tensor | None = None, memory: Tensor | None = None
+    ) -> Tensor:
+        """Features of T steps in turn.
+
+        Args:
+            stacks: (B, T, N * C, H, W) uint8, of `stack`.
+            state: before the first step.
+            fresh: (B, T) bool, rows that begin anew before a step.
+            memory: (B, T, 2 D), hidden and cell vectors with which they begin; zero by default.
+
+        Returns:
+            (B, T, 2 D): the features are the first D, and all of it is the memory after each step.
+        """
+        x = F.pixel_unshuffle(stacks.flatten(0, 1).float() / 255 * self.scale + self.shift, self.patch)
+        x = self.look(x.contiguous(memory_format=torch.channels_last)).flatten(1).float().unflatten(0, stacks.shape[:2])
+        both, seen = torch.cat([state["hidden"], state["cell"]], dim=-1), []
+        for t in range(x.shape[1]):
+            if fresh is not None:
+                new = torch.zeros_like(both) if memory is None else memory[:, t]
+                both = torch.where(fresh[:, t, None], new, both)
+            both = torch.cat(self.cell(x[:, t], both.float().chunk(2, dim=-1)), dim=-1)
+            seen.append(both)
+        return torch.stack(seen, dim=1)
+
+    def forward(self, obs: Tensor, state: State) -> tuple[Tensor, State]:
+        """One step: features (B, D) of frames (B, C, H, W) uint8, and the state after them."""
+        stacks = self.stack(obs[:, None], state)
+        hidden, cell = self.features(stacks, state)[:, 0].float().chunk(2, dim=-1)
+        after = {"hidden": hidden, "cell": cell}
+        if self.before:
+            after["frames"] = stacks[:, 0, self.shape[0] :]
+        return hidden, after
+
+
+def init_lstm(lstm: nn.LSTM | nn.LSTMCell) -> None:
+    """Orthogonal recurrent weights, Xavier input weights, and a forget gate that starts open."""
+    for name, weight in lstm.named_parameters():
+        if "weight_ih" in name:
+            nn.init.xavier_uniform_(weight)
+        elif "weight_hh" in name:
+            nn.init.orthogonal_(weight)
+        else:
+            nn.init.zeros_(weight)
+            if "bias_ih" in name:
+                weight.data[lstm.hidden_size : 2 * lstm.hidden_size] = 1.0

@@ -1,4 +1,4 @@
-"""nn/recurrent.py: the state-space memory against scipy's, and what a model gains by it."""
+"""nn/memory.py: the state-space memory against scipy's, and what a model gains by it."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from scipy.signal import cont2discrete
 
 from tests.unit.test_diffusion import NETWORK, micro
-from worldmodels.nn.recurrent import LegendreMemory, MotionMemory
+from worldmodels.nn.memory import LegendreMemory, MotionMemory
 from worldmodels.types import Segment
 
 MEMORY = {"cells": 4, "hidden": 16, "order": 8, "window": 12}

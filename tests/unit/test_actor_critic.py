@@ -1,0 +1,100 @@
+"""The networks of policies: sizes as published, only allowed actions, memory that begins anew with an episode."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from tests.conformance import check_trained_policy, generator, random_segment
+from tests.conftest import ROOT
+from worldmodels.config import sized
+from worldmodels.data.sources.catch_play import catch_card
+from worldmodels.learners.policy import build_policy
+from worldmodels.models.actor_critic import RecurrentPolicy
+from worldmodels.types import UserError
+
+CARD = catch_card(0)
+
+
+def settings(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        return sized(compose("train", [*overrides]).model)
+
+
+@pytest.fixture(params=["actor_critic", "action_values"])
+def build(request: pytest.FixtureRequest) -> Callable[[], RecurrentPolicy]:
+    return partial(build_policy, settings(f"model={request.param}"), CARD, [0, 3, 4])
+
+
+def test_conformance(build: Callable[[], RecurrentPolicy]) -> None:
+    check_trained_policy(build, random_segment(3, 4, 3, 20))
+
+
+def test_paper_has_the_published_number_of_parameters() -> None:
+    card = CARD | {"obs": CARD["obs"] | {"height": 64, "width": 64}}
+    policy = build_policy(settings("model=actor_critic", "model.size=paper", "head@model.head=mse"), card, range(18))
+    assert sum(p.numel() for p in policy.parameters()) == 3_236_819
+
+
+def test_padding_leaves_no_trace(build: Callable[[], RecurrentPolicy]) -> None:
+    """A window that starts before its episode gives the features of the episode alone."""
+    policy, segment = build(), random_segment(2, 6, 3, 20)
+    mask, obs = segment.mask.clone(), segment.obs.clone()
+    mask[:, :2], obs[:, :2] = False, 0
+    padded = replace(segment, mask=mask, obs=obs)
+    torch.testing.assert_close(policy.watch(padded)[:, 2:], policy.watch(segment.steps(2, 6)), atol=1e-5, rtol=1e-4)
+    for name, value in policy.burn_in(padded).items():
+        torch.testing.assert_close(value, policy.burn_in(segment.steps(2, 6))[name], atol=1e-5, rtol=1e-4)
+
+
+def test_burn_in_is_the_memory_before_the_last_frame(build: Callable[[], RecurrentPolicy]) -> None:
+    policy, segment = build(), random_segment(2, 5, 3, 20)
+    features, _ = policy.encoder(segment.obs[:, -1], policy.burn_in(segment))
+    torch.testing.assert_close(features, policy.watch(segment)[:, -1], atol=1e-5, rtol=1e-4)
+
+
+def test_memory_can_be_set_where_a_row_begins_anew(build: Callable[[], RecurrentPolicy]) -> None:
+    encoder, a, b = build().encoder, random_segment(1, 3, 3, 20, seed=1), random_segment(1, 3, 3, 20, seed=2)
+    start = encoder.start(1)
+    first, second = (encoder.features(encoder.stack(s.obs, start), start) for s in (a, b))
+    stacks = torch.cat([encoder.stack(s.obs, start) for s in (a, b)], dim=1)
+    fresh = torch.zeros(1, 8, dtype=torch.bool)
+    fresh[0, 5] = True
+    memory = torch.zeros(1, 8, 2 * encoder.lstm)
+    memory[0, 5] = second[0, 0]
+    # from the sixth frame on it goes on as the second play did after its first frame
+    both = encoder.features(stacks, start, fresh, memory)
+    torch.testing.assert_close(both[:, :4], first)
+    torch.testing.assert_close(both[:, 5:], second[:, 1:])
+
+
+def test_temperature() -> None:
+    policy = build_policy(settings("model=actor_critic"), CARD, [0, 3, 4])
+    torch.nn.init.normal_(policy.actor.weight)  # pyrefly: ignore
+    features = torch.randn(1, policy.encoder.lstm).expand(4000, -1)
+    chances = policy.preferences(features[:1]).softmax(-1)[0]
+    drawn = torch.bincount(policy.draw(features, generator()), minlength=18) / 4000
+    torch.testing.assert_close(drawn, chances, atol=0.03, rtol=0)
+    policy.temperature = 0.0
+    assert (policy.draw(features[:5]) == chances.argmax()).all()
+
+
+def test_what_does_not_fit_is_told_in_a_sentence() -> None:
+    model = settings("model=actor_critic")
+    policy = build_policy(model, CARD, [0, 3, 4])
+    with pytest.raises(UserError, match=r"frames \(3, 20, 20\) uint8.*got \(1, 20, 20\)"):
+        policy.act(torch.zeros(1, 1, 20, 20, dtype=torch.uint8), policy.start(1))
+    with pytest.raises(UserError, match="must be indices 0 to 17"):
+        build_policy(model, CARD, [18])
+    with pytest.raises(UserError, match="square"):
+        build_policy(model, CARD | {"obs": CARD["obs"] | {"width": 40}}, [0])
+    with pytest.raises(UserError, match="give model=actor_critic"):
+        build_policy(settings("model=diffusion"), CARD, [0])
+    with pytest.raises(UserError, match="patch=3 does not divide"):
+        build_policy(model | {"encoder": model["encoder"] | {"patch": 3}}, CARD, [0])
+    with pytest.raises(UserError, match="must be equally many"):
+        build_policy(model | {"encoder": model["encoder"] | {"pools": [True]}}, CARD, [0])

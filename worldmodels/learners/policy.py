@@ -1,0 +1,142 @@
+"""What all learners of policies share: building and loading a policy, which rows of a log count, and the optimiser."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from worldmodels.config import build, read_checkpoint
+from worldmodels.learners.base import Learner
+from worldmodels.learners.world_model import decay_groups
+from worldmodels.models.actor_critic import RecurrentPolicy
+from worldmodels.types import Segment, UserError
+
+
+def build_policy(model: dict[str, Any], card: dict[str, Any], actions: Sequence[int]) -> RecurrentPolicy:
+    """The policy that `model` describes, for frames as those of the dataset card.
+
+    Args:
+        model: settings for `config.build`, with those of its `head` (nn/heads.py) among them.
+        card: of the log that it learns from.
+        actions: indices into the 18-action set that it may take.
+
+    Raises:
+        UserError: the settings build nothing, or the frames are not square.
+    """
+    settings, obs = dict(model), card["obs"]
+    if obs["height"] != obs["width"]:
+        raise UserError(
+            f"policies see square frames but the store's are {obs['height']}x{obs['width']}: give data.transform.size"
+        )
+    if "head" not in settings:
+        raise UserError(f"model {settings.get('_target_')} is no policy; give model=actor_critic or action_values")
+    head = partial(build, settings.pop("head"))
+    return build(settings, image_channels=obs["channels"], image_size=obs["height"], actions=actions, head=head)
+
+
+def load_policy(checkpoint: str | Path) -> tuple[RecurrentPolicy, dict[str, Any]]:
+    """The policy of a checkpoint with its averaged weights, in evaluation mode, and the dataset card of its log.
+
+    Raises:
+        UserError: the file cannot be read, holds no policy, or its weights do not belong to its settings.
+    """
+    stored = read_checkpoint(checkpoint)
+    given = stored["hyper_parameters"]
+    if "actions" not in given:
+        raise UserError(
+            f"{checkpoint} holds a world model and no policy; train one with `worldmodels train learner=...`"
+        )
+    policy = build_policy(given["model"], given["card"], given["actions"])
+    weights = {k.removeprefix("model."): v for k, v in stored["state_dict"].items() if k.startswith("model.")}
+    try:
+        policy.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"the weights in {checkpoint} do not fit the policy it describes; train again") from error
+    return policy.eval().requires_grad_(False), given["card"]
+
+
+class Apart:
+    """Keeps a module out of the learner's own, so that no average, no optimiser and no checkpoint takes it along."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module.eval().requires_grad_(False)
+
+    def __deepcopy__(self, memo: Any) -> "Apart":
+        return self
+
+
+class Rows(NamedTuple):
+    """What the rows (B, T) of a logged segment are good for.
+
+    Args:
+        usable: real, and followed by a frame of the log or by nothing.
+        stop: what comes after the row is not in the segment.
+    """
+
+    usable: Tensor
+    stop: Tensor
+
+
+def rows_of(segment: Segment) -> Rows:
+    """Which rows of logged play teach a value, and where its window stops."""
+    usable = segment.mask & (segment.next_mask | segment.terminated)
+    last = torch.ones_like(usable[:, :1])
+    return Rows(usable, segment.truncated | torch.cat([~usable[:, 1:], last], dim=1))
+
+
+class PolicyLearner(Learner):
+    """AdamW over a policy. A subclass has the loss, saves plain settings that rebuild it, and calls `ready`.
+
+    Their common settings are `model` and `card` and `actions` as in `build_policy`; `lr`, `weight_decay`, `eps`,
+    `clip` (greatest gradient norm), `warmup`, `schedule` and `max_steps` of the optimiser; `gamma`, the discount;
+    `clip_rewards`, to learn from the sign of rewards; `burn_in`, rows at the start of a window that only fill the
+    memory; `seed`.
+    """
+
+    def ready(self) -> None:
+        """Build the policy from the saved settings."""
+        self.check_settings()
+        hp = self.hparams
+        self.model = build_policy(hp["model"], hp["card"], hp["actions"])
+        self.means: Any = nn.ModuleDict()
+
+    def prepare(self, data: Any, resumed: bool) -> None:
+        """Refuse windows that are all burn-in."""
+        length, burn_in = min(data.length, data.validation["length"]), self.hparams["burn_in"]
+        if length <= burn_in:
+            raise UserError(
+                f"data.length={data.length} and data.validation.length={data.validation['length']} must be more than "
+                f"learner.burn_in={burn_in}"
+            )
+
+    def reward(self, reward: Tensor) -> Tensor:
+        """Rewards as they are learned from."""
+        return reward.sign() if self.hparams["clip_rewards"] else reward
+
+    def gather(self, name: str, values: Tensor, weights: Tensor | float = 1.0) -> None:
+        """Add to the mean of a figure of this validation, which is the same however windows are cut into batches."""
+        if name not in self.means:
+            self.means[name] = MeanMetric().to(self.device)
+        self.means[name].update(values.float(), weights)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means."""
+        for name, metric in self.means.items():
+            self.log(f"val/{name}", metric.compute(), sync_dist=True)
+            metric.reset()
+
+    def configure_optimizers(self) -> Any:
+        """One AdamW, and the schedule by step."""
+        hp = self.hparams
+        groups = decay_groups(self.model, hp["weight_decay"])
+        optimizer = torch.optim.AdamW(groups, lr=hp["lr"], eps=hp["eps"], fused=True)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip the norm of the whole gradient, and log it."""
+        self.log("train/grad_norm", nn.utils.clip_grad_norm_(self.model.parameters(), self.hparams["clip"]))
