@@ -18,6 +18,7 @@ from worldmodels.data.mixing import Mixture, open_stores
 from worldmodels.data.priorities import BLOCK
 from worldmodels.data.relabel import future_goals
 from worldmodels.data.sampling import WindowSampler, even_windows
+from worldmodels.data.scan import episode_returns
 from worldmodels.data.transforms import Transform
 from worldmodels.types import Segment, UserError
 
@@ -47,6 +48,7 @@ class StoreDataModule(LightningDataModule):
         prefetch: batches that are read ahead, by one thread or by each worker.
         replacement: false shows every training window once before any comes again.
         weights: `game`, `recency` and `return`, as in `EpisodeWeights`.
+        best_share: share of the episodes of each game and split, the best by return, that windows are from.
         priority: `alpha` (None: off), `beta` and `block`, as in `Priorities`; tell `update` the priorities.
         relabel: `future`, or a function as those in `RELABEL`, called on every training batch.
         transform: `size` and `colour` of the frames, as in `Transform`.
@@ -69,6 +71,7 @@ class StoreDataModule(LightningDataModule):
         prefetch: int = 2,
         replacement: bool = True,
         weights: Mapping[str, float | None] | None = None,
+        best_share: float | None = None,
         priority: Mapping[str, float | None] | None = None,
         relabel: str | Relabel | None = None,
         transform: Mapping[str, Any] | None = None,
@@ -87,6 +90,8 @@ class StoreDataModule(LightningDataModule):
             raise UserError(f"data.workers={workers} must be a whole number of at least 0")
         if type(replacement) is not bool:
             raise UserError(f"data.replacement={replacement} must be true or false")
+        if best_share is not None and not 0 < best_share <= 1:
+            raise UserError(f"data.best_share={best_share} must be above 0 and at most 1, or null for all episodes")
         self.store: Any = open_stores(store, Transform(**self.transform))
         if workers and is_url(self.store.path):
             raise UserError(
@@ -97,6 +102,7 @@ class StoreDataModule(LightningDataModule):
         self.event_share, self.seed, self.prefetch, self.workers = event_share, seed, max(1, prefetch), workers
         self.event_rows = event_rows
         self.replacement, self.weights, self.relabel = replacement, dict(weights or {}), relabel
+        self.best_share = best_share
         self._drawn = 0
         self._sampler: WindowSampler | None = None
         self._priorities: dict[str, Any] | None = None  # of a checkpoint, until they are needed
@@ -117,7 +123,7 @@ class StoreDataModule(LightningDataModule):
     def train_dataloader(self) -> Batches:
         """Endless batches, read ahead by one thread (processes cost more than the decoding) or by workers."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        episodes = self._split("train")
+        episodes = self._best(self._split("train"))
         # batch k is drawn when the one `prefetch` before it is handed out (for each worker), and that to Lightning,
         # which asks for a batch before it trains on the one that it has
         lag = self.prefetch * max(1, self.workers) + 2
@@ -148,6 +154,19 @@ class StoreDataModule(LightningDataModule):
         reader = Reader(self.store, self.length, relabel)
         # bare, since a DataLoader around it would take a tenth of a millisecond for each batch
         return Batches(lambda: self._draws(sampler), reader, self.prefetch, self.workers, pin)
+
+    def _best(self, episodes: np.ndarray) -> np.ndarray:
+        """Those of the best return, of each game alike; one at least of each."""
+        if self.best_share is None:
+            return episodes
+        returns = episode_returns(self.store)[episodes]
+        games = self.store.games[episodes] if isinstance(self.store, Mixture) else np.zeros(len(episodes))
+        chosen = []
+        for game in np.unique(games):
+            mine = np.flatnonzero(games == game)
+            order = mine[np.argsort(-returns[mine], kind="stable")]
+            chosen.append(order[: max(1, round(self.best_share * len(mine)))])
+        return np.sort(episodes[np.concatenate(chosen)])
 
     def _draws(self, sampler: WindowSampler) -> Iterator[Draw]:
         """What the batches from the first unused one on are made of."""
@@ -190,7 +209,7 @@ class StoreDataModule(LightningDataModule):
 
     def _windows(self, split: str) -> DataLoader:
         size, length = self.validation["batch_size"], self.validation["length"]
-        starts = even_windows(self.store, self._split(split), self.validation["windows"], length)
+        starts = even_windows(self.store, self._best(self._split(split)), self.validation["windows"], length)
         batches = [starts[i : i + size] for i in range(0, len(starts), size)]
         return DataLoader(Windows(lambda i: self.store.read(batches[i], length), len(batches)), batch_size=None)
 
@@ -223,7 +242,7 @@ class StoreDataModule(LightningDataModule):
 
     def _origin(self) -> dict[str, Any]:
         keys = ("batch_size", "length", "left_padding", "event_share", "seed")
-        keys += ("replacement", "weights", "priority", "transform", "event_rows")
+        keys += ("replacement", "weights", "best_share", "priority", "transform", "event_rows")
         return {"store": self.store.uuid, "episodes": len(self.store.lengths)} | {k: getattr(self, k) for k in keys}
 
 
