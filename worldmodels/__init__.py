@@ -16,10 +16,12 @@ _HOME = {
     "Store": "worldmodels.data.store",
     "DiffusionWorldModel": "worldmodels.models.diffusion",
     "imagine": "worldmodels.imagination",
+    "ImaginationEnv": "worldmodels.imagination",
     "LoggedActions": "worldmodels.imagination",
     "RandomPolicy": "worldmodels.imagination",
     "WorldModelLearner": "worldmodels.learners.world_model",
     "load_learner": "worldmodels.config",
+    "load_policy": "worldmodels.learners.policy",
 }
 
 __all__ = ["__version__", *_HOME]
