@@ -4,7 +4,9 @@ import ctypes
 import os
 import platform
 import shutil
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,39 @@ def tune_allocator() -> bool:
     trim_threshold, top_pad, mmap_max = -1, -2, -4
     # mallopt takes a C int, so the threshold is the largest there is (2 GiB) and not the 16 GiB of the environment.
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1) and mallopt(top_pad, 256 * 2**20))
+
+
+def compile_in_place(networks: Sequence[torch.nn.Module], setting: bool | str = "auto", device: str = "cpu") -> bool:
+    """Have torch.compile make `networks` faster, for shapes that do not change, once it has shown that it works here.
+
+    In place, so that no key of a state dict changes. It takes a minute on a CPU, where a step of training is then a
+    tenth faster and an imagined frame of a small model slower; so "auto" is for GPUs alone.
+
+    Args:
+        networks: modules with a `forward`.
+        setting: true, false or "auto".
+        device: torch's name of where they will be.
+
+    Returns:
+        Whether they are compiled: where the probe fails, they are left as they are, with one line of warning.
+
+    Raises:
+        UserError: another setting.
+    """
+    if setting not in (True, False, "auto"):
+        raise UserError(f"compile={setting} is unknown; choose auto, true or false")
+    if not networks or setting is False or (setting == "auto" and device != "cuda"):
+        return False
+    try:
+        probe = torch.nn.Linear(8, 8).to(device)
+        torch.compile(probe, dynamic=False)(torch.ones(4, 8, device=device)).sum().backward()
+    except Exception as error:  # whatever a compiler may lack
+        reason = str(error).strip().partition("\n")[0]
+        print(f"warning: training goes on uncompiled, as torch.compile failed here: {reason}", file=sys.stderr)
+        return False
+    for network in networks:
+        network.compile(dynamic=False)
+    return True
 
 
 def conv_speed(device: str = "cpu", seconds: float = 0.5) -> float:

@@ -29,7 +29,7 @@ from worldmodels.data.disk import make_folder, read_json, write_json
 from worldmodels.learners.base import Learner, Score
 from worldmodels.types import UserError
 
-MAY_DIFFER = ("out", "resume", "logger", "trainer.max_steps", "learner.max_steps", "callbacks")
+MAY_DIFFER = ("out", "resume", "compile", "logger", "trainer.max_steps", "learner.max_steps", "callbacks")
 """Settings that a resumed run may change without a word."""
 
 
@@ -91,6 +91,8 @@ def fit(settings: Mapping[str, Any], out: str | Path, weights: Mapping[str, Any]
     if trainer.is_global_zero:
         OmegaConf.save(OmegaConf.create(dict(settings)), out / "config.yaml")
         print(f"{'resuming from ' + str(checkpoint) if checkpoint else 'training'} until step {max_steps} in {out}")
+    # what is saved does not tell of it: networks are compiled in place
+    hardware.compile_in_place(getattr(learner.model, "networks", list)(), settings["compile"], device)
     try:
         trainer.fit(learner, data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # Lightning's answer to Ctrl-C and SIGTERM, once the callbacks have saved

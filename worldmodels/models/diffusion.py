@@ -148,6 +148,10 @@ class DiffusionWorldModel(nn.Module):
         """The parts that a learner optimises, with gradient clipping of their own."""
         return {"denoiser": self.denoiser, "reward_model": self.reward_model}
 
+    def networks(self) -> list[nn.Module]:
+        """What is worth compiling (`hardware.compile_in_place`)."""
+        return [self.denoiser.network]
+
     @property
     def min_length(self) -> int:
         """Fewest transitions T of a segment that `loss` takes."""
