@@ -63,16 +63,16 @@ FULL = Scale(
     unet2d_budget=600.0,
     turn=240.0,
     windows=128,
-    ddpm={"steps": 1500, "seeds": 3, "windows": 8, "horizon": 200},
+    ddpm={"steps": 1200, "seeds": 3, "windows": 8, "horizon": 200},
 )
 QUICK = Scale(
     steps={"pong": 20_000, "breakout": 10_000},
-    budget={"pong": 120.0, "breakout": 60.0},
-    small_budget=90.0,
-    unet2d_budget=60.0,
-    turn=75.0,
+    budget={"pong": 90.0, "breakout": 60.0},
+    small_budget=60.0,
+    unet2d_budget=45.0,
+    turn=60.0,
     windows=32,
-    ddpm={"steps": 200, "seeds": 3, "windows": 2, "horizon": 200},
+    ddpm={"steps": 150, "seeds": 3, "windows": 2, "horizon": 200},
 )
 
 
@@ -155,7 +155,8 @@ def best(training: Training) -> Any:
 
 def judged(model: WorldModel, store: Store, windows: int, baseline: WorldModel | None = None) -> dict[str, Any]:
     """The figures of `worldmodels quality` on test episodes, but for rewards."""
-    return rollout_quality(model, store, "test", windows, reward_rows=0, progress=False, baseline=baseline)
+    options = {"burn_in": BURN_IN, "reward_rows": 0, "progress": False, "baseline": baseline}
+    return rollout_quality(model, store, "test", windows, **options)
 
 
 def compared(quality: dict[str, Any], other: str) -> dict[str, Any]:
@@ -207,7 +208,7 @@ def by_calls(bench: Bench) -> dict[str, Any]:
 def with_unet2d(bench: Bench) -> dict[str, Any]:
     """Rollouts of `tiny` and of the same with diffusers' U-Net, trained in turns for the same CPU time."""
     store, network = bench.store("pong"), "model.sizes.tiny.denoiser.network"
-    other = [f"{network}.backbone=unet2d", f"{network}.channels=[64,64]", f"+{network}.depths=[1,1]"]
+    other = [f"{network}.backbone=unet2d", f"{network}.channels=[48,48]", f"+{network}.depths=[1,1]"]
     settings = {"ours": [], "unet2d": [*other, f"+{network}.attention=[false,false]"]}
     trainings = {
         name: ours("pong_tiny", store.path, bench.folder / f"backbone-{name}", bench.scale.unet2d_budget, *given)
@@ -265,7 +266,7 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, help="checkout of github.com/eloialonso/diamond")
     parser.add_argument("--part", choices=PARTS, help="one part alone")
     parser.add_argument("--game", choices=("pong", "breakout"), help="one game alone")
-    parser.add_argument("--quick", action="store_true", help="a thirtieth of the training")
+    parser.add_argument("--quick", action="store_true", help="a fortieth of the training")
     parser.add_argument("--out", type=Path, help="folder for evidence.json and the pictures")
     options = parser.parse_args()
     tune_allocator()

@@ -49,11 +49,14 @@ def take_turns(trainings: Sequence[Training], turn: float) -> None:
     """
     while waiting := [(t.spent(), t) for t in trainings if not t.spent().done]:
         before, training = min(waiting, key=lambda pair: pair[0].cpu)
-        one_turn(training, turn)
-        after = training.spent()
-        print(f"{training.log.parent.name}: {after.steps} steps in {after.cpu:.0f} s of CPU time", flush=True)
-        if not after.done and after.steps == before.steps:
-            raise RuntimeError(f"no step was done in a turn of {turn} s of CPU time; {training.log} may say why")
+        for longer in (1, 10):  # a validation may take longer than a turn
+            one_turn(training, longer * turn)
+            after = training.spent()
+            print(f"{training.log.parent.name}: {after.steps} steps in {after.cpu:.0f} s of CPU time", flush=True)
+            if after.done or after.steps > before.steps:
+                break
+        else:
+            raise RuntimeError(f"no step was done in {10 * turn} s of CPU time; {training.log} may say why")
 
 
 def one_turn(training: Training, turn: float) -> None:
