@@ -64,12 +64,11 @@ def counting(folder: Path, end: int) -> Training:
 
 
 def test_who_has_had_least_is_next_until_both_are_done(tmp_path: Path) -> None:
-    a, b = counting(tmp_path / "a", 12), counting(tmp_path / "b", 6)
+    a, b = counting(tmp_path / "a", 30), counting(tmp_path / "b", 10)
     take_turns([a, b], turn=0.5)
-    assert (a.spent().steps, b.spent().steps) == (12, 6)
+    assert (a.spent().steps, b.spent().steps) == (30, 10)
     order = (tmp_path / "order").read_text()
-    # on a busy machine a turn ends late, and may be long enough for all of it
-    assert order.startswith("ab") and order.endswith("a" if len(order) > 2 else "b")
+    assert order.startswith("ab") and order.endswith("a") and order.count("a") > 1
     take_turns([a, b], turn=0.5)
     assert (tmp_path / "order").read_text() == order, "what is done is left alone"
 
