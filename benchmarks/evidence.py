@@ -7,12 +7,14 @@ one of github.com/eloialonso/diamond (measured against commit 5bcd159). Parts:
   60 and 30 minutes of CPU time each (two cores for 30 and 15 minutes), in turns, so that both meet the same load.
 - ddpm: EDM beside DDPM, see ddpm.py.
 - calls: 1, 2, 3 and 5 network calls a frame of `tiny` (the one of `reference`) and of `small`.
-- unet2d: diffusers' UNet2DModel in the place of the backbone of `tiny`, both trained for the same CPU time.
+- memory: `tiny` beside itself without its memory, both trained for the same CPU time.
+- regressor: `tiny` beside a deterministic regressor of the same size, likewise.
+- unet2d: the backbone of `tiny` beside diffusers' UNet2DModel, likewise (both without a memory, which it cannot take).
 
 All is chosen on validation episodes: ours keeps the best of its checkpoints, the reference the best of several states
 of its weights and of 1, 2 and 3 network calls. The test episodes are opened once, at the end of a part.
 Everything is kept in data/benchmarks/evidence (evidence-quick): what is killed goes on, what is done is not done again.
-A whole run takes about seven hours of CPU time; parts can be run one by one, and without a part all are.
+A whole run takes about eight hours of CPU time; parts can be run one by one, and without a part all are.
 """
 
 import argparse
@@ -50,7 +52,7 @@ class Scale(NamedTuple):
     steps: dict[str, int]
     budget: dict[str, float]
     small_budget: float
-    unet2d_budget: float
+    change_budget: float
     turn: float
     windows: int
     ddpm: dict[str, int]
@@ -60,7 +62,7 @@ FULL = Scale(
     steps={"pong": 60_000, "breakout": 40_000},
     budget={"pong": 3600.0, "breakout": 1800.0},
     small_budget=3600.0,
-    unet2d_budget=600.0,
+    change_budget=600.0,
     turn=240.0,
     windows=128,
     ddpm={"steps": 1200, "seeds": 3, "windows": 8, "horizon": 200},
@@ -69,7 +71,7 @@ QUICK = Scale(
     steps={"pong": 20_000, "breakout": 10_000},
     budget={"pong": 90.0, "breakout": 60.0},
     small_budget=60.0,
-    unet2d_budget=45.0,
+    change_budget=45.0,
     turn=60.0,
     windows=32,
     ddpm={"steps": 150, "seeds": 3, "windows": 2, "horizon": 200},
@@ -205,18 +207,19 @@ def by_calls(bench: Bench) -> dict[str, Any]:
     return figures
 
 
-def with_unet2d(bench: Bench) -> dict[str, Any]:
-    """Rollouts of `tiny` and of the same with diffusers' U-Net, trained in turns for the same CPU time."""
-    store, network = bench.store("pong"), "model.sizes.tiny.denoiser.network"
-    other = [f"{network}.backbone=unet2d", f"{network}.channels=[48,48]", f"+{network}.depths=[1,1]"]
-    settings = {"ours": [], "unet2d": [*other, f"+{network}.attention=[false,false]"]}
+def one_change(bench: Bench, other: str) -> dict[str, Any]:
+    """Rollouts of `tiny` and of the same with one change, trained in turns for the same CPU time."""
+    store, change = bench.store("pong"), CHANGES[other]
     trainings = {
-        name: ours("pong_tiny", store.path, bench.folder / f"backbone-{name}", bench.scale.unet2d_budget, *given)
-        for name, given in settings.items()
+        name: ours(experiment, store.path, bench.folder / f"{other}-{name}", bench.scale.change_budget, *settings)
+        for name, experiment, settings in (
+            ("ours", "pong_tiny", change.both),
+            (other, change.experiment, change.both + change.settings),
+        )
     }
     take_turns(list(trainings.values()), bench.scale.turn)
     models = {name: best(training) for name, training in trainings.items()}
-    figures = compared(judged(models["ours"], store, bench.scale.windows, models["unet2d"]), "unet2d")
+    figures = compared(judged(models["ours"], store, bench.scale.windows, models[other]), other)
     for name, training in trainings.items():
         parameters = sum(p.numel() for p in models[name].denoiser.parameters())
         figures |= {f"{name}_steps": training.spent().steps, f"{name}_cpu": round(training.spent().cpu, 1)}
@@ -233,12 +236,30 @@ def against_ddpm(bench: Bench) -> dict[str, Any]:
     return figures
 
 
+class Change(NamedTuple):
+    """What differs from experiment=pong_tiny: in the other training, and in both."""
+
+    settings: tuple[str, ...] = ()
+    both: tuple[str, ...] = ()
+    experiment: str = "pong_tiny"
+
+
+DENOISER = "model.sizes.tiny.denoiser"
+NETWORK = f"{DENOISER}.network"
+NO_MEMORY = (f"{DENOISER}.memory=null", "data.length=6", "data.left_padding=0")
+UNET2D = (f"{NETWORK}.backbone=unet2d", f"{NETWORK}.channels=[48,48]", f"+{NETWORK}.depths=[1,1]")
+CHANGES = {
+    "memory": Change(settings=NO_MEMORY),
+    "regressor": Change(experiment="pong_tiny_regressor"),
+    "unet2d": Change(settings=(*UNET2D, f"+{NETWORK}.attention=[false,false]"), both=NO_MEMORY),
+}
+
 Part = Callable[[Bench], dict[str, Any]]
 PARTS: dict[str, dict[str, Part]] = {
     "reference": {game: partial(against_reference, game=game) for game in ("pong", "breakout")},
     "ddpm": {"pong": against_ddpm},
     "calls": {"pong": by_calls},
-    "unet2d": {"pong": with_unet2d},
+    **{name: {"pong": partial(one_change, other=name)} for name in CHANGES},
 }
 
 
