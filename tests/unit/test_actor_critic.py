@@ -43,6 +43,8 @@ def test_paper_has_the_published_number_of_parameters() -> None:
 def test_padding_leaves_no_trace(build: Callable[[], RecurrentPolicy]) -> None:
     """A window that starts before its episode gives the features of the episode alone."""
     policy, segment = build(), random_segment(2, 6, 3, 20)
+    policy.encoder.know(segment.obs[:, 0])
+    assert policy.encoder.blank.any()
     mask, obs = segment.mask.clone(), segment.obs.clone()
     mask[:, :2], obs[:, :2] = False, 0
     padded = replace(segment, mask=mask, obs=obs)
@@ -70,6 +72,24 @@ def test_memory_can_be_set_where_a_row_begins_anew(build: Callable[[], Recurrent
     both = encoder.features(stacks, start, fresh, memory)
     torch.testing.assert_close(both[:, :4], first)
     torch.testing.assert_close(both[:, 5:], second[:, 1:])
+
+
+def test_a_pixel_is_what_it_differs_from_its_mean() -> None:
+    encoder = build_policy(settings("model=actor_critic"), CARD, [0]).encoder
+    frames = torch.full((100, 3, 20, 20), 200, dtype=torch.uint8)
+    frames[::2, 0, 3, 4] = 0
+    encoder.know(frames)
+    seen: list[torch.Tensor] = []
+    encoder.look[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    encoder.features(encoder.stack(frames[:1, None], encoder.start(1)), encoder.start(1))
+    now = torch.nn.functional.pixel_shuffle(seen[0], 4)[0, 3:]  # the second of two frames
+    other = now.clone()
+    other[0, 3, 4] = 0
+    assert now[0, 3, 4].item() == pytest.approx(-(100 / 255) / (100 / 255 + 0.1), rel=1e-2)
+    assert other.abs().max() < 1e-5
+    again = build_policy(settings("model=actor_critic"), CARD, [0]).encoder
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(again.mean, encoder.mean)
 
 
 def test_temperature() -> None:

@@ -20,7 +20,7 @@ from worldmodels.ops.returns import lambda_returns
 from worldmodels.types import Segment, UserError
 
 CARD, ACTIONS = catch_card(0), [0, 3, 4]
-ENCODER = {"channels": [8], "pools": [True], "lstm": 16, "patch": 4, "frames": 2, "signed": False}
+ENCODER = {"channels": [8], "pools": [True], "lstm": 16, "patch": 4, "frames": 2, "standardise": True}
 MODEL = "worldmodels.models.actor_critic."
 MSE = {"_target_": "worldmodels.nn.heads.MSE"}
 BINS = {"_target_": "worldmodels.nn.heads.HLGauss", "low": -2.0, "high": 2.0}

@@ -35,7 +35,7 @@ class ActorCriticLearner(PolicyLearner):
         model: an `ActorCritic`, as in `build_policy`.
         card: dataset card of the log.
         actions: indices that may be taken; the world model knows no others.
-        world_model: checkpoint of the world model; another process may not need it to load the policy.
+        world_model: checkpoint of the world model, which is needed for training alone.
         policy: checkpoint of a policy of the same settings to begin with, such as a clone's; None: from scratch.
         horizon: imagined steps a rollout.
         spare: share of a batch that replaces rows that end.
@@ -70,7 +70,7 @@ class ActorCriticLearner(PolicyLearner):
         model: dict[str, Any],
         card: dict[str, Any],
         actions: list[int],
-        world_model: str,
+        world_model: str | None = None,
         policy: str | None = None,
         horizon: int = 15,
         spare: float = 0.25,
@@ -116,6 +116,8 @@ class ActorCriticLearner(PolicyLearner):
                 f"data.validation.length={data.validation['length']} is more than the {longest} transitions of the "
                 "longest validation episode, so there is no held-out start; give a smaller one"
             )
+        if self.hparams["world_model"] is None:
+            raise UserError("learner.world_model is missing; give the checkpoint of a world model of the store's game")
         learner = load_learner(self.hparams["world_model"])
         if learner.hparams["card"]:
             check_fits(data.card, learner.hparams["card"], f"the world model {self.hparams['world_model']}")

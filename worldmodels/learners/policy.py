@@ -10,10 +10,14 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from worldmodels.config import build, read_checkpoint
+from worldmodels.data.sampling import even_windows
 from worldmodels.learners.base import Learner
 from worldmodels.learners.world_model import decay_groups
 from worldmodels.models.actor_critic import RecurrentPolicy
 from worldmodels.types import Segment, UserError
+
+FRAMES = 512
+"""How many frames tell an encoder what frames are like."""
 
 
 def build_policy(model: dict[str, Any], card: dict[str, Any], actions: Sequence[int]) -> RecurrentPolicy:
@@ -57,6 +61,12 @@ def load_policy(checkpoint: str | Path) -> tuple[RecurrentPolicy, dict[str, Any]
     except RuntimeError as error:
         raise UserError(f"the weights in {checkpoint} do not fit the policy it describes; train again") from error
     return policy.eval().requires_grad_(False), given["card"]
+
+
+def frames_of(store: Any) -> Tensor:
+    """Frames (N, C, H, W) uint8, evenly spaced over the training episodes of a store."""
+    starts = even_windows(store, store.splits["train"], FRAMES, 1)
+    return store.read(starts, 1).obs[:, 0]
 
 
 class Apart:
@@ -105,13 +115,15 @@ class PolicyLearner(Learner):
         self.means: Any = nn.ModuleDict()
 
     def prepare(self, data: Any, resumed: bool) -> None:
-        """Refuse windows that are all burn-in."""
+        """Refuse windows that are all burn-in; show the encoder what the log's frames are like."""
         length, burn_in = min(data.length, data.validation["length"]), self.hparams["burn_in"]
         if length <= burn_in:
             raise UserError(
                 f"data.length={data.length} and data.validation.length={data.validation['length']} must be more than "
                 f"learner.burn_in={burn_in}"
             )
+        if not resumed:
+            self.model.encoder.know(frames_of(data.store))
 
     def reward(self, reward: Tensor) -> Tensor:
         """Rewards as they are learned from."""

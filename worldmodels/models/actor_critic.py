@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from worldmodels.nn.recurrent import RecurrentEncoder
 from worldmodels.types import ACTIONS, Segment, State, UserError
@@ -78,9 +79,11 @@ class RecurrentPolicy(nn.Module):
     def watch(self, segment: Segment) -> Tensor:
         """Features (B, T+1, D) of all frames of logged play; rows begin anew where an episode does."""
         state = self.start(segment.batch_size)
-        # what is before the first real row is padding
-        fresh = torch.nn.functional.pad(~segment.mask, (1, 0))
-        return self.encoder.features(self.encoder.stack(segment.obs, state), state, fresh)[..., : self.encoder.lstm]
+        # what is before the first real row is padding, and the frame after the last may be missing
+        fresh = F.pad(~segment.mask, (1, 0))
+        real = torch.cat([segment.mask, segment.mask[:, -1:]], dim=1)[..., None, None, None]
+        frames = torch.where(real, segment.obs, self.encoder.blank)
+        return self.encoder.features(self.encoder.stack(frames, state), state, fresh)[..., : self.encoder.lstm]
 
     @torch.no_grad()
     def burn_in(self, context: Segment) -> State:

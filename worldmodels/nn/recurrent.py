@@ -32,7 +32,8 @@ class Block(nn.Module):
 class RecurrentEncoder(nn.Module):
     """Convolutions over the last N frames, then an LSTM cell.
 
-    Its state holds the N - 1 frames before the next (uint8) and the LSTM's hidden and cell vectors, all zero at first.
+    Its state holds the N - 1 frames before the next (uint8), blank at first, and the LSTM's hidden and cell vectors,
+    zero at first.
 
     Args:
         image_channels: C.
@@ -43,8 +44,10 @@ class RecurrentEncoder(nn.Module):
         patch: side of the square of pixels that is folded into channels first, which loses nothing and saves time
             (DIAMOND: 1).
         frames: N; with 2 the speed of a ball is seen and need not be remembered (DIAMOND: 1).
-        signed: frames are in [-1, 1] (DIAMOND), else in [0, 1], where a dark scene says little and what moves is
-            learned several times sooner.
+        standardise: what a pixel differs from its mean, by its own standard deviation and 0.1, in place of frames in
+            [-1, 1] (DIAMOND): a ball then stands out of a scene that never changes, and is learned many times sooner.
+            `know` tells the mean and the deviation.
+        projection: width of a layer between convolutions and LSTM, 0 for none (DIAMOND).
 
     Raises:
         UserError: channels and pools differ in number, or the patch does not divide the size.
@@ -59,7 +62,8 @@ class RecurrentEncoder(nn.Module):
         lstm: int,
         patch: int = 1,
         frames: int = 1,
-        signed: bool = True,
+        standardise: bool = False,
+        projection: int = 0,
     ) -> None:
         super().__init__()
         if len(channels) != len(pools) or not channels:
@@ -67,24 +71,43 @@ class RecurrentEncoder(nn.Module):
         if image_size % patch:
             raise UserError(f"model.encoder.patch={patch} does not divide the image size {image_size}")
         self.shape = (image_channels, image_size, image_size)
-        self.scale, self.shift = (2.0, -1.0) if signed else (1.0, 0.0)
+        self.standardise = standardise
+        self.register_buffer("mean", torch.full(self.shape, 0.0 if standardise else 0.5), persistent=standardise)
+        self.register_buffer("scale", torch.full(self.shape, 1.0 if standardise else 2.0), persistent=standardise)
         self.patch, self.before, self.lstm = patch, frames - 1, lstm
         blocks: list[nn.Module] = [nn.Conv2d(frames * image_channels * patch**2, channels[0], 3, padding=1)]
         side = image_size // patch
         for inputs, outputs, pool in zip([channels[0], *channels], channels, pools, strict=False):
             blocks += [Block(inputs, outputs), *([nn.MaxPool2d(2)] if pool else [])]
             side //= 1 + pool
+        blocks.append(nn.Flatten())
+        width = channels[-1] * side**2
+        if projection:
+            blocks += [nn.SiLU(), nn.Linear(width, projection), nn.SiLU()]
+            width = projection
         self.look = nn.Sequential(*blocks)
-        self.cell = nn.LSTMCell(channels[-1] * side**2, lstm)
+        self.cell = nn.LSTMCell(width, lstm)
         init_lstm(self.cell)
         self.to(memory_format=torch.channels_last)  # pyrefly: ignore
 
+    def know(self, frames: Tensor) -> None:
+        """Take mean and standard deviation of each pixel from frames (N, C, H, W) uint8 of the log."""
+        if self.standardise:
+            deviation, mean = torch.std_mean(frames.float() / 255, dim=0, correction=0)
+            self.mean.copy_(mean)
+            self.scale.copy_(1 / (deviation + 0.1))
+
+    @property
+    def blank(self) -> Tensor:
+        """What stands for a frame that is not there: the mean frame, (C, H, W) uint8, or black."""
+        return (self.mean * 255).round().byte() if self.standardise else torch.zeros_like(self.mean).byte()
+
     def start(self, n: int) -> State:
         """The state of `n` rows that have seen nothing."""
-        device, (c, h, w) = self.cell.weight_hh.device, self.shape
+        device = self.cell.weight_hh.device
         state = {name: torch.zeros(n, self.lstm, device=device) for name in ("hidden", "cell")}
         if self.before:
-            state["frames"] = torch.zeros(n, self.before * c, h, w, dtype=torch.uint8, device=device)
+            state["frames"] = self.blank.repeat(n, self.before, 1, 1)
         return state
 
     def stack(self, obs: Tensor, state: State) -> Tensor:
@@ -121,8 +144,9 @@ class RecurrentEncoder(nn.Module):
         Returns:
             (B, T, 2 D): the features are the first D, and all of it is the memory after each step.
         """
-        x = F.pixel_unshuffle(stacks.flatten(0, 1).float() / 255 * self.scale + self.shift, self.patch)
-        x = self.look(x.contiguous(memory_format=torch.channels_last)).flatten(1).float().unflatten(0, stacks.shape[:2])
+        x = stacks.flatten(0, 1).unflatten(1, (-1, self.shape[0])).float() / 255
+        x = F.pixel_unshuffle(((x - self.mean) * self.scale).flatten(1, 2), self.patch)
+        x = self.look(x.contiguous(memory_format=torch.channels_last)).float().unflatten(0, stacks.shape[:2])
         both, seen = torch.cat([state["hidden"], state["cell"]], dim=-1), []
         for t in range(x.shape[1]):
             if fresh is not None:
