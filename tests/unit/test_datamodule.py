@@ -369,3 +369,18 @@ def test_a_hook_of_ones_own(store):
 def test_settings_that_are_none(store, kw, match):
     with pytest.raises(UserError, match=match):
         StoreDataModule(store, **kw)
+
+
+def test_only_the_best_episodes_are_drawn_from(store):
+    opened = Store.open(store)
+    returns = [opened.episode_info(i)["return"] for i in range(10)]
+    assert len(set(returns)) > 5
+    data = StoreDataModule(store, 64, 2, best_share=0.5)
+    drawn = {int(draw.starts[k, 0]) for draw in islice(data.train_dataloader().draws(), 5) for k in range(64)}
+    train = opened.splits["train"]
+    order = sorted(train, key=lambda i: -returns[i])
+    assert drawn == {int(i) for i in order[: round(len(train) / 2)]}
+    assert len(data.val_dataloader().dataset) == 1
+    for share in (0, 1.5):
+        with pytest.raises(UserError, match=f"best_share={share}"):
+            StoreDataModule(store, best_share=share)

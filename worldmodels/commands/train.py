@@ -1,4 +1,4 @@
-"""Train a world model on a store; the same command resumes a run that was cut short."""
+"""Train a world model, or a policy, on a store; the same command resumes a run that was cut short."""
 
 from pathlib import Path
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldmodels import hardware
 from worldmodels.config import load_learner
 from worldmodels.data.mixing import check_fits
 from worldmodels.learners.base import Score
@@ -121,8 +120,6 @@ class ActorCriticLearner(PolicyLearner):
         learner = load_learner(self.hparams["world_model"])
         if learner.hparams["card"]:
             check_fits(data.card, learner.hparams["card"], f"the world model {self.hparams['world_model']}")
-        if hardware.precision("auto") == "bf16-mixed" and hasattr(learner.model, "quicken"):
-            learner.model.quicken()
         self._teacher = Apart(learner.model)
         path = self.hparams["policy"]
         if path is None or resumed:
@@ -138,6 +135,12 @@ class ActorCriticLearner(PolicyLearner):
             self.model.load_state_dict(policy.state_dict())
         except RuntimeError as error:
             raise UserError(f"the policy {path} is of another size or head than model=; give the same ones") from error
+
+    def on_fit_start(self) -> None:
+        """Let the world model dream in bfloat16 where the policy is trained in it."""
+        model = self.teacher
+        if self.trainer.precision == "bf16-mixed" and hasattr(model, "quicken"):
+            model.quicken()  # pyrefly: ignore
 
     @property
     def teacher(self) -> WorldModel:
