@@ -93,8 +93,9 @@ def test_events_in_the_last_rows_alone(tmp_path):
     starts = np.concatenate([draw(k)[:, 1] for k in range(20)])
     place = np.concatenate([row - starts[(starts <= row) & (row < starts + 10)] for row in (20, 90)])
     assert set(place.tolist()) == {7, 8, 9} and len(place) == 800
-    with pytest.raises(UserError, match="event_rows=11 does not fit"):
-        WindowSampler(store, [0], 40, 10, event_rows=11)
+    assert WindowSampler(store, [0], 40, 10, event_rows=11).event_rows == 10
+    with pytest.raises(UserError, match="event_rows=0 does not fit"):
+        WindowSampler(store, [0], 40, 10, event_rows=0)
 
 
 def test_without_events_all_is_uniform(tmp_path):

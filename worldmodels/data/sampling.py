@@ -70,9 +70,9 @@ class WindowSampler:
                 f"batch_size={batch_size}, length={length}, left_padding={left_padding}, event_share={event_share} do"
                 " not fit: at least one window of one transition, 0 <= left_padding < length, 0 <= event_share <= 1"
             )
-        event_rows = length if event_rows is None else event_rows
-        if not 1 <= event_rows <= length:
-            raise UserError(f"event_rows={event_rows} does not fit: it is at least 1 and at most length={length}")
+        event_rows = length if event_rows is None else min(event_rows, length)
+        if event_rows < 1:
+            raise UserError(f"event_rows={event_rows} does not fit: at least 1, or null for the whole window")
         priority = {"alpha": None, "beta": None, "block": BLOCK, **(priority or {})}
         prioritised = priority["alpha"] is not None
         alike = checked(weights or {}) == ALIKE
