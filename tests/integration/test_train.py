@@ -93,7 +93,9 @@ def test_finetune(in_process: RUN, run_folder: Path, tmp_path: Path) -> None:
     assert code == 0
     assert shown.count("finished before") == 2
     assert (out / "metrics.json").stat().st_mtime_ns == written
-    shutil.copy(run_folder / "last.ckpt", checkpoint)
+    changed = torch.load(checkpoint, weights_only=True)
+    next(iter(changed["state_dict"].values())).add_(1.0)
+    torch.save(changed, checkpoint)
     code, _, err = in_process(*args)
     assert code == 2 and "holds a run that began with other weights" in err
     assert (out / "metrics.json").stat().st_mtime_ns == written
