@@ -4,7 +4,8 @@
 one of github.com/eloialonso/diamond (measured against commit 5bcd159). Parts:
 
 - reference: experiment=pong_tiny and breakout_tiny beside DIAMOND's denoiser in a small size (reference_training.py),
-  60 and 30 minutes of CPU time each (two cores for 30 and 15 minutes), in turns, so that both meet the same load.
+  60 and 30 minutes of CPU time each (two cores for 30 and 15 minutes), in turns, so that both meet the same load. Ours
+  learns rewards and ends and is validated within its budget, the reference learns frames alone.
 - ddpm: EDM beside DDPM, see ddpm.py.
 - calls: 1, 2, 3 and 5 network calls a frame of `tiny` (the one of `reference`) and of `small`.
 - memory: `tiny` beside itself without its memory, both trained for the same CPU time.
@@ -14,7 +15,7 @@ one of github.com/eloialonso/diamond (measured against commit 5bcd159). Parts:
 All is chosen on validation episodes: ours keeps the best of its checkpoints, the reference the best of several states
 of its weights and of 1, 2 and 3 network calls. The test episodes are opened once, at the end of a part.
 Everything is kept in data/benchmarks/evidence (evidence-quick): what is killed goes on, what is done is not done again.
-A whole run takes about eight hours of CPU time; parts can be run one by one, and without a part all are.
+A whole run takes about six hours of CPU time; parts can be run one by one, and without a part all are.
 """
 
 import argparse
