@@ -236,15 +236,16 @@ def figures_of(found: Mapping[str, Sequence[Mapping[str, Tensor]]]) -> dict[str,
 
 def draw(folder: Path, found: Mapping[str, Sequence[Mapping[str, Tensor]]], real: Tensor) -> None:
     """ddpm.png, curves over the steps with the range of the seeds, and strip_ddpm.png, the first dream of each."""
-    titles = {"psnr": "PSNR on all pixels, dB", "drift": "statistics off the data's by, levels"}
-    panels: dict[str, dict[str, Curve]] = {title: {} for title in titles.values()}
-    for name, runs in found.items():
-        for figure, title in titles.items():
-            values = torch.stack([run[figure] for run in runs])
-            x = list(range(1, values.shape[1] + 1))
-            if name != "real" or figure == "drift":  # the PSNR of what happened is without bound
+    panels: dict[str, dict[str, Curve]] = {}
+    for figure, title in {"psnr": "PSNR, dB", "drift": "statistics off by, levels"}.items():
+        beside = {"psnr": "copy_last", "drift": "real"}[figure]  # the PSNR of what happened is without bound
+        for kind in KINDS:
+            curves = panels.setdefault(f"{kind.upper()}: {title}", {})
+            for name in (n for n in found if n.startswith(kind) or n == beside):
+                values = torch.stack([run[figure] for run in found[name]])
+                x = list(range(1, values.shape[1] + 1))
                 band = torch.stack([values.amin(0), values.amax(0)], 1).tolist()
-                panels[title][name.replace("_", " ")] = (x, values.mean(0).tolist(), band)
+                curves[name.replace("_", " ")] = (x, values.mean(0).tolist(), band)
     plot(folder / "ddpm.png", panels, "imagined step", "")
     films = {name.replace("_", " "): runs[0]["film"] for name, runs in found.items() if "film" in runs[0]}
     strip(folder / "strip_ddpm.png", {"real": real, **films}, (0, *SHOWN))

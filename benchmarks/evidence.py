@@ -66,7 +66,7 @@ FULL = Scale(
     change_budget=600.0,
     turn=240.0,
     windows=128,
-    ddpm={"steps": 1200, "seeds": 3, "windows": 8, "horizon": 200},
+    ddpm={"steps": 5000, "seeds": 3, "windows": 8, "horizon": 200},
 )
 QUICK = Scale(
     steps={"pong": 20_000, "breakout": 10_000},
@@ -75,7 +75,7 @@ QUICK = Scale(
     change_budget=45.0,
     turn=60.0,
     windows=32,
-    ddpm={"steps": 150, "seeds": 3, "windows": 2, "horizon": 200},
+    ddpm={"steps": 100, "seeds": 3, "windows": 2, "horizon": 200},
 )
 
 
@@ -231,9 +231,10 @@ def one_change(bench: Bench, other: str) -> dict[str, Any]:
 def against_ddpm(bench: Bench) -> dict[str, Any]:
     """EDM beside DDPM."""
     torch.set_num_threads(1)  # the networks are too small for more
-    figures = ddpm.evidence(bench.store("pong"), bench.folder / "ddpm", **bench.scale.ddpm)
+    folder = bench.folder / f"ddpm-{bench.scale.ddpm['steps']}"
+    figures = ddpm.evidence(bench.store("pong"), folder, **bench.scale.ddpm)
     for name in ("ddpm.png", "strip_ddpm.png"):
-        shutil.copyfile(bench.folder / "ddpm" / name, bench.folder / name)
+        shutil.copyfile(folder / name, bench.folder / name)
     return figures
 
 
@@ -288,7 +289,7 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, help="checkout of github.com/eloialonso/diamond")
     parser.add_argument("--part", choices=PARTS, help="one part alone")
     parser.add_argument("--game", choices=("pong", "breakout"), help="one game alone")
-    parser.add_argument("--quick", action="store_true", help="a fortieth of the training")
+    parser.add_argument("--quick", action="store_true", help="a fiftieth of the training")
     parser.add_argument("--out", type=Path, help="folder for evidence.json and the pictures")
     options = parser.parse_args()
     tune_allocator()

@@ -123,6 +123,19 @@ def test_equal_networks_and_steps_and_nothing_is_trained_twice(noise_store: Stor
     assert ddpm.trained("ddpm", 1e-3, 0, noise_store, 3, tmp_path / "again").read_bytes() == b"kept"
 
 
+def test_the_comparison_of_edm_and_ddpm_is_kept(noise_store: Store, tmp_path: Path) -> None:
+    sizes = {"steps": 2, "seeds": 1, "windows": 1, "horizon": 10}
+    figures = ddpm.evidence(noise_store, tmp_path, **sizes)
+    assert figures["steps"] == [1, 10]
+    assert {len(figures[f"{kind}_{c}_psnr_db"]) for kind, by in ddpm.CALLS.items() for c in by} == {2}
+    assert figures["edm_learning_rate"] in ddpm.RATES
+    assert figures["real_psnr_db"] == [100.0, 100.0]
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")}
+    assert ddpm.evidence(noise_store, tmp_path, **sizes) == figures
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pt")} == written
+    assert (tmp_path / "ddpm.png").exists() and (tmp_path / "strip_ddpm.png").exists()
+
+
 def test_statistics_of_a_frame() -> None:
     frame = torch.zeros(3, 4, 4, dtype=torch.uint8)
     frame[:, :, 1::2] = 100  # columns of 0 and 100: every neighbour to the side differs, none below
