@@ -1,18 +1,22 @@
-"""Resampled episodes."""
+"""Resampled episodes, and scores over games and runs."""
 
 import numpy as np
 import pytest
 import torch
 
+from worldmodels.evaluation.scores import normalised, published
 from worldmodels.evaluation.stats import (
     RESAMPLES,
+    aggregate,
     episode_weights,
     interval,
     number,
     plain,
+    probability_of_improvement,
     resample_episodes,
     weighted_mean,
 )
+from worldmodels.types import UserError
 
 
 def test_windows_of_an_episode_are_drawn_together():
@@ -45,3 +49,63 @@ def test_sums_are_those_of_the_weights_and_take_room_by_episodes():
     drawn = resample_episodes(episode, seed=3)
     torch.testing.assert_close(drawn.sums(values), episode_weights(episode, seed=3) @ values)
     assert drawn.counts.shape == (1 + RESAMPLES, 3) and drawn.episode.shape == (5_003,)
+
+
+def diamond():
+    per_seed = published()["per_seed"]["DIAMOND"]
+    return np.array([[normalised(game, score) for score in scores] for game, scores in per_seed.items()])
+
+
+def test_the_published_aggregates_of_diamond():
+    scores = diamond()
+    assert scores.shape == (26, 5)
+    found = aggregate(scores)
+    expected = {"mean": 1.459, "median": 0.373, "iqm": 0.641, "optimality_gap": 0.480}
+    assert {name: round(found[name], 3) for name in expected} == expected
+    row = next(row for row in published()["agents"] if row["agent"] == "DIAMOND")
+    for name, value in expected.items():
+        low, high = found[f"{name}_interval"]
+        assert low < value < high and row[name] == value
+        if name != "optimality_gap":
+            assert [low, high] == pytest.approx(row[f"{name}_interval"], abs=0.03)
+    assert aggregate(scores) == found and aggregate(scores, seed=1) != found
+
+
+def test_aggregates_by_hand():
+    scores = np.array([[0.0, 0.2, 0.4, 0.6], [2.0, 2.0, 2.0, 2.0], [0.5, 0.5, 0.5, 0.5]])
+    found = aggregate(scores)
+    assert found["mean"] == pytest.approx((0.3 + 2 + 0.5) / 3)
+    assert found["median"] == 0.5
+    assert found["iqm"] == pytest.approx((0.5 * 4 + 0.6 + 2) / 6)  # without the three least and greatest of twelve
+    assert found["optimality_gap"] == pytest.approx((1.0 + 0.8 + 0.6 + 0.4 + 4 * 0.5) / 12)
+    assert found["median_interval"] == [0.5, 0.5]  # the games stay: the middle one never varies
+    one = aggregate(scores[:, :1])
+    assert one["mean"] == pytest.approx(2.5 / 3) and one["mean_interval"] is None
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    rng, held = np.random.default_rng(0), 0
+    for trial in range(60):
+        scores = rng.normal([[0.0], [1.0], [5.0], [2.0]], 1, (4, 20))
+        low, high = aggregate(scores, seed=trial)["mean_interval"]
+        held += low < 2 < high
+    assert 0.85 <= held / 60 < 1  # the games' spread is no part of it, or every one would hold
+
+
+def test_probability_of_improvement():
+    a, b = np.array([[1.0, 2.0], [5.0, 5.0]]), np.array([[0.0, 1.5, 3.0], [5.0, 5.0, 5.0]])
+    found = probability_of_improvement(a, b)
+    assert found["probability_of_improvement"] == pytest.approx((3 / 6 + 0.5) / 2)
+    back = probability_of_improvement(b, a)["probability_of_improvement"]
+    assert found["probability_of_improvement"] + back == pytest.approx(1)
+    low, high = found["probability_of_improvement_interval"]
+    assert low < 0.5 < high
+    assert probability_of_improvement(a + 10, b)["probability_of_improvement_interval"] == [1, 1]
+
+
+def test_what_is_no_table_of_scores_is_refused():
+    for scores in (np.zeros(3), np.zeros((0, 3)), np.array([[1.0, np.nan]])):
+        with pytest.raises(UserError, match="scores must be finite numbers of shape"):
+            aggregate(scores)
+    with pytest.raises(UserError, match="of 2 games and of 3"):
+        probability_of_improvement(np.zeros((2, 1)), np.zeros((3, 1)))

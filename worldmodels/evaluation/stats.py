@@ -1,15 +1,21 @@
-"""Intervals by bootstrap over episodes: windows of one game resemble each other, so whole games are drawn again.
+"""Intervals by bootstrap, of figures over episodes and of scores over games and runs.
+
+Windows of one game resemble each other, so whole episodes are drawn again; runs are drawn again within each game.
 
 Shapes: W windows (or rows), E episodes, R resamples; weights are (1 + R, W) and the first is the sample itself.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from worldmodels.types import UserError
+
 RESAMPLES = 1000
+SCORE_RESAMPLES = 2000
 
 
 class Resamples(NamedTuple):
@@ -70,3 +76,88 @@ def plain(values: Tensor) -> list[Any]:
 def number(value: Tensor | float) -> float | None:
     """One number of four digits, None for NaN and infinity."""
     return plain(torch.as_tensor(value)[None])[0]
+
+
+def aggregate(scores: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """What an agent is worth over several games, as Agarwal et al. 2021 ("statistical precipice") recommend.
+
+    Args:
+        scores: (games, runs) normalised scores, one a run: 0 is random play, 1 a human's.
+        seed: of the resamples.
+
+    Returns:
+        `mean` over all, `median` of the games' means, `iqm` (mean of the middle half of all runs), `optimality_gap`
+        (mean of how far a run falls short of 1), and beside each its 95 % interval [low, high] as `mean_interval` and
+        so on, by stratified bootstrap: runs are drawn again within their game, and the games stay. The intervals are
+        None where there is one run a game.
+
+    Raises:
+        UserError: the scores are no table of finite numbers.
+    """
+    scores = _table(scores)
+    names, values = ("mean", "median", "iqm", "optimality_gap"), _aggregates(*scores)
+    ends = _stratified(scores, _aggregates, seed)
+    figures: dict[str, Any] = {}
+    for k, name in enumerate(names):
+        figures |= {name: float(values[k]), f"{name}_interval": None if ends is None else [float(e[k]) for e in ends]}
+    return figures
+
+
+def probability_of_improvement(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """How probable it is that a run of agent a scores higher than one of b in a game drawn at random; ties count half.
+
+    Args:
+        a: (games, runs) scores.
+        b: (games, runs) scores in the same games; there may be more or fewer runs.
+        seed: of the resamples.
+
+    Returns:
+        `probability_of_improvement` and its 95 % interval `probability_of_improvement_interval`, None where there is
+        one run a game.
+
+    Raises:
+        UserError: the scores are no tables of finite numbers, or of different numbers of games.
+    """
+    a, b = _table(a), _table(b)
+    if len(a) != len(b):
+        raise UserError(f"scores of {len(a)} games and of {len(b)} cannot be compared; give those of the same games")
+
+    def improvement(*games: np.ndarray, axis: int = -1) -> np.ndarray:
+        x, y = np.stack(games[: len(a)])[..., :, None], np.stack(games[len(a) :])[..., None, :]
+        return ((x > y) + 0.5 * (x == y)).mean((0, -2, -1))
+
+    ends, name = _stratified([*a, *b], improvement, seed), "probability_of_improvement"
+    return {name: float(improvement(*a, *b)), f"{name}_interval": None if ends is None else [float(e) for e in ends]}
+
+
+def _table(scores: Any) -> np.ndarray:
+    table = np.asarray(scores, float)
+    if table.ndim != 2 or not table.size or not np.isfinite(table).all():
+        raise UserError(f"scores must be finite numbers of shape (games, runs), not {table.shape}")
+    return table
+
+
+def _aggregates(*games: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The four figures (4, ...) of games (..., runs)."""
+    from scipy.stats import trim_mean
+
+    table = np.stack(games)
+    runs = np.moveaxis(table, 0, -2).reshape(*table.shape[1:-1], -1)
+    means = table.mean(-1)
+    shortfall = 1 - np.minimum(runs, 1).mean(-1)
+    return np.stack([means.mean(0), np.median(means, 0), trim_mean(runs, 0.25, axis=-1), shortfall])
+
+
+def _stratified(games: Any, statistic: Callable[..., np.ndarray], seed: int) -> Any:
+    """Ends of the 95 % interval of a statistic of several samples, each of which is drawn again by itself.
+
+    None where a sample has one value only: there is nothing to draw.
+    """
+    from scipy.stats import bootstrap
+
+    if any(len(runs) < 2 for runs in games):
+        return None
+    drawn = bootstrap(
+        tuple(games), statistic, n_resamples=SCORE_RESAMPLES, method="percentile", rng=np.random.default_rng(seed)
+    )
+    return drawn.confidence_interval

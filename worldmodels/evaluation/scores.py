@@ -1,0 +1,154 @@
+"""Scores of real games: one JSON line an episode, human-normalised, and put together over games and runs.
+
+A run is one trained policy (or one seed of an untrained one). A line tells all that decides whether it may be put
+together with another: the game, the agent, the run and the hash of the rules of play.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from worldmodels.config import conf_dir
+from worldmodels.data.disk import damaged, disk_errors
+from worldmodels.evaluation.stats import aggregate, probability_of_improvement
+from worldmodels.types import UserError
+
+Line = dict[str, Any]
+
+
+def game_facts(game: str) -> dict[str, Any]:
+    """What conf/game/*.yaml says of a game: its minimal actions, the scores of random play and of a human, ..."""
+    facts: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "game" / f"{game}.yaml"))
+    return facts
+
+
+def normalised(game: str, score: float) -> float | None:
+    """(score - random) / (human - random); None where the table has no scores for the game."""
+    anchors = game_facts(game)["score"]
+    if anchors["human"] is None or anchors["random"] is None:
+        return None
+    return (score - anchors["random"]) / (anchors["human"] - anchors["random"])
+
+
+def published() -> dict[str, Any]:
+    """Scores of published agents with their sources: aggregates in `agents`, single runs in `per_seed`."""
+    return json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Add one line to a file of JSON lines, whole or not at all as a reader sees it, and durably.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    with disk_errors(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            size = os.fstat(descriptor).st_size
+            # a line that a crash cut short is closed, and not lengthened into a wrong one
+            torn = size and os.pread(descriptor, 1, size - 1) != b"\n"
+            os.write(descriptor, (b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of a file of JSON lines; one that a crash cut short is left out. Empty where there is no file.
+
+    Raises:
+        UserError: a line is something else than an episode's.
+    """
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if not isinstance(line, dict) or not {"evaluation", "agent", "game", "run", "return"} <= line.keys():
+            raise damaged(path, "a line is no episode of `worldmodels evaluate`")
+        lines.append(line)
+    return lines
+
+
+def check_hashes(lines: Iterable[Line]) -> str:
+    """The hash of the rules that all lines were played by.
+
+    Raises:
+        UserError: there are several.
+    """
+    found = {line["protocol_hash"]: line["protocol"] for line in lines}
+    if len(found) > 1:
+        several = " and ".join(f"{name} ({digest})" for digest, name in found.items())
+        raise UserError(
+            f"scores by different rules cannot be put together: there are {several}; evaluate all under one protocol"
+        )
+    return next(iter(found))
+
+
+def tables(lines: Sequence[Line]) -> dict[str, dict[str, list[float]]]:
+    """Agent, then game, to the mean return of each run.
+
+    Raises:
+        UserError: there are no lines, lines by different rules, or an evaluation that is not finished.
+    """
+    if not lines:
+        raise UserError("there are no episodes in these results; make some with `worldmodels evaluate ... out=DIR`")
+    check_hashes(lines)
+    returns: dict[tuple[str, str, str], list[float]] = {}
+    by_evaluation: dict[str, dict[int, Line]] = {}
+    for line in lines:
+        by_evaluation.setdefault(line["evaluation"], {})[line["episode"]] = line
+    for episodes in by_evaluation.values():
+        first = next(iter(episodes.values()))
+        if len(episodes) < first["episodes"]:
+            raise UserError(
+                f"an evaluation of {first['agent']} in {first['game']} has {len(episodes)} of {first['episodes']} "
+                "episodes; go on with it by the same `worldmodels evaluate` command, for the short ones came first"
+            )
+        returns.setdefault((first["agent"], first["game"], first["run"]), []).extend(
+            line["return"] for line in episodes.values()
+        )
+    agents: dict[str, dict[str, list[float]]] = {}
+    for (agent, game, _), values in sorted(returns.items()):
+        agents.setdefault(agent, {}).setdefault(game, []).append(float(np.mean(values)))
+    return agents
+
+
+def summary(lines: Sequence[Line]) -> dict[str, Any]:
+    """Aggregates of every agent over its games and runs, and how probably each pair's one beats the other.
+
+    Raises:
+        UserError: as `tables`; a game has no human score, or games of an agent differ in their number of runs.
+    """
+    found = {agent: _scores(agent, games) for agent, games in tables(lines).items()}
+    agents = {
+        agent: {
+            "games": len(scores),
+            "runs": len(next(iter(scores.values()))),
+            **aggregate(np.array([*scores.values()])),
+        }
+        for agent, scores in found.items()
+    }
+    improvement = {
+        f"{a} over {b}": probability_of_improvement(np.array([*found[a].values()]), np.array([*found[b].values()]))
+        for a, b in combinations(found, 2)
+        if found[a].keys() == found[b].keys()
+    }
+    return {"protocol_hash": check_hashes(lines), "agents": agents, "improvement": improvement}
+
+
+def _scores(agent: str, games: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    if len(runs := {len(values) for values in games.values()}) > 1:
+        counts = ", ".join(f"{game} {len(values)}" for game, values in games.items())
+        raise UserError(f"{agent} needs as many runs of each game, and has {min(runs)} to {max(runs)}: {counts}")
+    scores = {game: [normalised(game, value) for value in values] for game, values in games.items()}
+    if without := [game for game, values in scores.items() if None in values]:
+        raise UserError(f"there is no human score of {without[0]} to normalise by; leave its results out")
+    return scores  # pyrefly: ignore
