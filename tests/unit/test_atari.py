@@ -26,6 +26,7 @@ def actions(n: int) -> list[int]:
         ("pong", {}),
         ("pong", {"sticky_prob": 0.25, "time_limit": 150}),
         ("breakout", {"sticky_prob": 0.25}),
+        ("breakout", {"max_pool": False}),
         ("breakout", {"colour": "ale_gray", "size": 84, "frame_skip": 3}),
     ],
 )

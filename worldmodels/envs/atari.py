@@ -30,7 +30,8 @@ class Protocol:
         game: ALE's snake_case name, such as "ms_pacman".
         size: height and width of the frames in pixels.
         colour: "rgb" or "ale_gray" (ALE's own luminance).
-        frame_skip: raw frames per action; the frame seen is the maximum over the last two of them.
+        frame_skip: raw frames per action.
+        max_pool: whether the frame seen is the maximum over the last two of them, or the last.
         sticky_prob: probability per raw frame that the previous action is repeated instead.
         noop_max: a game starts after 0 to noop_max - 1 raw frames without action (as in AtariVectorEnv).
         time_limit: steps after which a game is truncated (27,000 at frame skip 4 are 30 minutes of play).
@@ -46,6 +47,7 @@ class Protocol:
     sticky_prob: float = 0.0
     noop_max: int = 30
     time_limit: int = 27_000
+    max_pool: bool = True
 
     def __post_init__(self) -> None:
         rom_path(self.game)
@@ -74,7 +76,7 @@ class Protocol:
                 "channels": 3 if self.colour == "rgb" else 1,
                 "colour": self.colour,
                 "resize": "area",
-                "max_pool": True,
+                "max_pool": self.max_pool,
             },
             "frame_skip": self.frame_skip,
             "sticky_prob": self.sticky_prob,
@@ -143,7 +145,7 @@ class AtariEnv:
             terminated = self._ale.game_over()
             truncated = not terminated and self._frames >= self.protocol.time_limit * self.protocol.frame_skip
             ends = terminated or truncated
-            if left < 2 or ends:
+            if left < 1 + self.protocol.max_pool or ends:
                 seen.append(self._capture(len(seen)))
             if ends:
                 break
@@ -194,25 +196,28 @@ def vector_env(protocol: Protocol, num_envs: int, **kwargs: Any) -> Any:
     from ale_py.vector_env import AtariVectorEnv
 
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-    return AtariVectorEnv(
-        protocol.game,
-        num_envs,
-        img_height=protocol.size,
-        img_width=protocol.size,
-        grayscale=protocol.colour == "ale_gray",
-        stack_num=1,
-        frameskip=protocol.frame_skip,
-        maxpool=True,
-        noop_max=protocol.noop_max,
-        max_num_frames_per_episode=protocol.time_limit * protocol.frame_skip,
-        repeat_action_probability=protocol.sticky_prob,
-        full_action_space=True,
-        reward_clipping=False,
-        use_fire_reset=False,
-        episodic_life=False,
-        life_loss_info=False,
-        **kwargs,
-    )
+    return AtariVectorEnv(num_envs=num_envs, **vector_settings(protocol), **kwargs)
+
+
+def vector_settings(protocol: Protocol) -> dict[str, Any]:
+    """What AtariVectorEnv calls the protocol, as plain data."""
+    return {
+        "game": protocol.game,
+        "img_height": protocol.size,
+        "img_width": protocol.size,
+        "grayscale": protocol.colour == "ale_gray",
+        "stack_num": 1,
+        "frameskip": protocol.frame_skip,
+        "maxpool": protocol.max_pool,
+        "noop_max": protocol.noop_max,
+        "max_num_frames_per_episode": protocol.time_limit * protocol.frame_skip,
+        "repeat_action_probability": protocol.sticky_prob,
+        "full_action_space": True,
+        "reward_clipping": False,
+        "use_fire_reset": False,
+        "episodic_life": False,
+        "life_loss_info": False,
+    }
 
 
 def games() -> list[str]:

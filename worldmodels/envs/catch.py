@@ -6,9 +6,12 @@ steps ends with +1 (caught) or -1 (missed). The best mean return is 1, that of a
 a 5x5 grid).
 """
 
+from typing import Any
+
+import gymnasium
 import numpy as np
 
-from worldmodels.types import UserError
+from worldmodels.types import ACTIONS, UserError
 
 NOOP, RIGHT, LEFT = 0, 3, 4  # ALE's indices
 MOVES = {NOOP: 0, RIGHT: 1, LEFT: -1}
@@ -55,3 +58,42 @@ class CatchEnv:
         grid[-1, self.paddle] = _PADDLE
         grid[self.row, self.ball] = _BALL  # drawn over the paddle when it is caught
         return grid.repeat(self.size // self.cells, 0).repeat(self.size // self.cells, 1)
+
+
+class CatchGames(gymnasium.vector.VectorEnv):
+    """Games of Catch side by side, seen and stepped as AtariVectorEnv's are; a game that has ended stands still.
+
+    Args:
+        num_envs: number of games.
+        cells: as of `CatchEnv`.
+        size: as of `CatchEnv`.
+    """
+
+    def __init__(self, num_envs: int, cells: int = 5, size: int = 20) -> None:
+        self.num_envs = num_envs
+        self._games = [CatchEnv(cells, size) for _ in range(num_envs)]
+        self._over = np.zeros(num_envs, bool)
+        space = gymnasium.spaces.Box(0, 255, (1, size, size, 3), np.uint8)
+        self.single_observation_space, self.single_action_space = space, gymnasium.spaces.Discrete(len(ACTIONS))
+        self.observation_space = gymnasium.vector.utils.batch_space(space, num_envs)
+        self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start all games; `seed` is one number a game. Returns frames (num_envs, 1, size, size, 3) uint8."""
+        self._over[:] = False
+        self._frames = np.stack([game.reset(int(s)) for game, s in zip(self._games, seed, strict=True)])[:, None]
+        return self._frames.copy(), {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Step all games that are not over."""
+        reward, ends = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
+        for k in np.flatnonzero(~self._over):
+            self._frames[k, 0], reward[k], ends[k] = self._games[k].step(int(actions[k]))
+        self._over |= ends
+        return self._frames.copy(), reward, ends, np.zeros(self.num_envs, bool), {}
+
+    def __enter__(self) -> "CatchGames":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
