@@ -150,6 +150,7 @@ class ActorCriticLearner(PolicyLearner):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep a rollout that is to be used again."""
+        super().on_save_checkpoint(checkpoint)
         if self._rollout and self.hparams["reuse"] > 1:
             checkpoint["rollout"] = dict(self._rollout)
 

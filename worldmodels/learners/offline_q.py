@@ -87,6 +87,7 @@ class OfflineQLearner(PolicyLearner):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the target network's weights, without which a resumed run would be another."""
+        super().on_save_checkpoint(checkpoint)
         if self.target is not None:
             checkpoint["target"] = self.target.module.state_dict()
 
