@@ -6,6 +6,7 @@ Legend: B batch, T steps, C colour channels, H and W pixels, N frames that are s
 """
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -144,9 +145,10 @@ class RecurrentEncoder(nn.Module):
         Returns:
             (B, T, 2 D): the features are the first D, and all of it is the memory after each step.
         """
-        x = stacks.flatten(0, 1).unflatten(1, (-1, self.shape[0])).float() / 255
-        x = F.pixel_unshuffle(((x - self.mean) * self.scale).flatten(1, 2), self.patch)
-        x = self.look(x.contiguous(memory_format=torch.channels_last)).float().unflatten(0, stacks.shape[:2])
+        # (level / 255 - mean) * scale, patches folded while they are bytes
+        mean, scale = (self._fold(v.repeat(self.before + 1, 1, 1)[None]) for v in (self.mean, self.scale))
+        x = torch.addcmul(-mean * scale, self._fold(stacks.flatten(0, 1)).float(), scale / 255)
+        x = self.look(x).float().unflatten(0, stacks.shape[:2])
         both, seen = torch.cat([state["hidden"], state["cell"]], dim=-1), []
         for t in range(x.shape[1]):
             if fresh is not None:
@@ -155,6 +157,11 @@ class RecurrentEncoder(nn.Module):
             both = torch.cat(self.cell(x[:, t], both.float().chunk(2, dim=-1)), dim=-1)
             seen.append(both)
         return torch.stack(seen, dim=1)
+
+    def _fold(self, x: Tensor) -> Tensor:
+        """`F.pixel_unshuffle` whose result lies in memory with its channels last, as convolutions want it."""
+        folded = rearrange(x, "n c (h p) (w q) -> n h w (c p q)", p=self.patch, q=self.patch)
+        return folded.contiguous().permute(0, 3, 1, 2)
 
     def forward(self, obs: Tensor, state: State) -> tuple[Tensor, State]:
         """One step: features (B, D) of frames (B, C, H, W) uint8, and the state after them."""
