@@ -39,7 +39,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "few_step": {"few_step": FEW_STEP},
     "few_step_noise": {"few_step": FEW_STEP, "context_noise": 0.2},
 }
-CALLS = {"edm": (3, 1), "few_step": (3, 1), "few_step_noise": (1,)}  # network calls a frame
+CALLS = {"edm": (3, 1), "few_step": (3, 1), "few_step_noise": (3, 1)}  # network calls a frame
 QUICK, SECONDS = 180, 1800  # of CPU time for each model
 SIZE, LEVELS = 32, {"channels": [32] * 3, "depths": [1] * 3, "attention": [False] * 3, "patch": 2}
 BATCH, RATE, WARMUP = 8, 1e-3, 100
