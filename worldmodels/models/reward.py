@@ -35,6 +35,8 @@ class RewardModel(nn.Module):
         middle: number of attending blocks at the lowest level; without any, and with a single level, the LSTM sees
             the place of every patch, which a small budget needs to tell a ball behind the paddle from one before it.
         projection: width of a layer between encoder and LSTM, whose output the action embedding joins (DIAMOND: none).
+            A layer norm follows it: without one, which the first weights decided, some trainings saturated the LSTM
+            early on and never foresaw a reward.
         patch: as in `DenoiserNetwork`.
         normed_skip: as in `nn.unet.SelfAttention` (DIAMOND: true).
         difference_std: where given, the second frame enters as its difference from the first, divided by this, so
@@ -106,7 +108,9 @@ class RewardModel(nn.Module):
         for _ in channels[1:]:
             side = math.ceil(side / 2)
         width = channels[-1] * side**2
-        self.projection = nn.Sequential(nn.Linear(width, projection), nn.SiLU()) if projection else nn.Identity()
+        self.projection: nn.Module = nn.Identity()
+        if projection:
+            self.projection = nn.Sequential(nn.Linear(width, projection), nn.LayerNorm(projection), nn.SiLU())
         self.lstm = nn.LSTM(projection + cond_channels if projection else width, lstm, batch_first=True)
         self.foreseen = None
         if unknown_next == "foreseen":
