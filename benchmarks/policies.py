@@ -159,8 +159,9 @@ class Bench:
 
     def returns(self, game: str, name: str) -> list[np.ndarray]:
         """Returns of the real games of each seed that has played."""
-        found = sorted((self.root / game / name).glob("*/played/results.jsonl"))
-        lines = [[json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] for path in found]
+        whole = sorted((self.root / game / name).glob("*/played/metrics.json"))
+        found = [path.with_name("results.jsonl").read_text(encoding="utf-8") for path in whole]
+        lines = [[json.loads(line) for line in text.splitlines()] for text in found]
         return [np.array([line["return"] for line in rows]) for rows in lines]
 
 
