@@ -120,7 +120,7 @@ def check_policy(policy: Policy, observation: torch.Tensor) -> None:
         _, other = policy.act(observation, state, generator(4))
         if v.is_floating_point():
             torch.testing.assert_close(v, other[k][rows], atol=1e-5, rtol=1e-4)
-    _, alone = policy.act(observation[:1], policy.start(1), generator(3))
+    _, alone = policy.act(observation[:1], {k: v[:1] for k, v in policy.start(n).items()}, generator(3))
     for k, v in alone.items():
         torch.testing.assert_close(v, state[k][:1], atol=1e-5, rtol=1e-4)
 
