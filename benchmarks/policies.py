@@ -154,6 +154,7 @@ class Bench:
                 f"episodes={games}",
                 "slots=10",
                 "films=0",
+                f"agent={name}",
             ]
             self.run("evaluate", *settings, f"seed={seed}", out=checkpoint.parent / "played")
 
