@@ -77,7 +77,7 @@ def behaviour(store: Path) -> float:
     return float(np.mean([opened.episode_info(i)["return"] for i in range(len(opened.lengths))]))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "settings", [["data.best_share=0.4"], ["learner.advantage=0.3"]], ids=["best episodes", "best rows"]
 )
@@ -93,7 +93,7 @@ BINS = ["head@model.head=hl_gauss", "model.head.low=-2", "model.head.high=2", "t
 
 
 @pytest.mark.parametrize(
-    "head", [["head@model.head=mse"], pytest.param(BINS, marks=pytest.mark.slow)], ids=["mse", "hl_gauss"]
+    "head", [["head@model.head=mse"], pytest.param(BINS, marks=pytest.mark.exhaustive)], ids=["mse", "hl_gauss"]
 )
 def test_offline_q_learning_beats_the_behaviour(
     train: Callable[..., tuple[Policy, dict]], mixed: Path, head: list[str]
@@ -117,7 +117,7 @@ def world_model(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_dreams_make_a_policy_better_in_the_real_game(
     train: Callable[..., tuple[Policy, dict]], mixed: Path, world_model: Path, tmp_path: Path
 ) -> None:
