@@ -53,6 +53,20 @@ def test_padding_leaves_no_trace(build: Callable[[], RecurrentPolicy]) -> None:
         torch.testing.assert_close(value, policy.burn_in(segment.steps(2, 6))[name], atol=1e-5, rtol=1e-4)
 
 
+def test_the_frame_after_a_cut_is_seen_where_the_log_has_it(build: Callable[[], RecurrentPolicy]) -> None:
+    """In a window that goes on behind its episode; without the frame the mean frame stands for it."""
+    policy, segment = build(), random_segment(2, 6, 3, 20)
+    policy.encoder.know(segment.obs[:, 0])
+    mask, obs = segment.mask.clone(), segment.obs.clone()
+    mask[:, 4:], obs[:, 5:] = False, 0
+    next_mask = mask.clone()
+    next_mask[1, 3], obs[1, 4] = False, policy.encoder.blank
+    alone = policy.watch(replace(segment.steps(0, 4), obs=obs[:, :5]))
+    obs[1, 4] = 77  # whatever lies there
+    longer = replace(segment, mask=mask, next_mask=next_mask, obs=obs)
+    torch.testing.assert_close(policy.watch(longer)[:, :5], alone, atol=1e-5, rtol=1e-4)
+
+
 def test_burn_in_is_the_memory_before_the_last_frame(build: Callable[[], RecurrentPolicy]) -> None:
     policy, segment = build(), random_segment(2, 5, 3, 20)
     features, _ = policy.encoder(segment.obs[:, -1], policy.burn_in(segment))

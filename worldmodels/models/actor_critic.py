@@ -81,8 +81,8 @@ class RecurrentPolicy(nn.Module):
         state = self.start(segment.batch_size)
         # what is before the first real row is padding, and the frame after the last may be missing
         fresh = F.pad(~segment.mask, (1, 0))
-        real = torch.cat([segment.mask, segment.mask[:, -1:]], dim=1)[..., None, None, None]
-        frames = torch.where(real, segment.obs, self.encoder.blank)
+        real = F.pad(segment.mask, (0, 1)) | F.pad(segment.mask & segment.next_mask, (1, 0))
+        frames = torch.where(real[..., None, None, None], segment.obs, self.encoder.blank)
         return self.encoder.features(self.encoder.stack(frames, state), state, fresh)[..., : self.encoder.lstm]
 
     @torch.no_grad()
