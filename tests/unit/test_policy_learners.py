@@ -78,6 +78,24 @@ def test_cloning_is_the_mean_log_likelihood_of_the_rows_that_count() -> None:
     assert metrics["loss_cloning"] == loss
 
 
+@pytest.mark.parametrize("kind", ["cloning", "advantage", "q"])
+def test_logged_actions_that_may_not_be_taken_teach_no_action(kind: str) -> None:
+    """`learner.actions` may be fewer than the log's: what else was done there is passed over."""
+    segment = play()
+    if kind == "q":
+        learner: Any = scrambled(OfflineQLearner(model("ActionValues"), CARD, [0, 3], burn_in=0))
+        loss, metrics = learner._loss(segment)
+        assert metrics["value"].abs() < 1e3
+    else:
+        settings: dict[str, Any] = {"burn_in": 0, "advantage": 0.5 if kind == "advantage" else None}
+        learner = scrambled(CloningLearner(model(), CARD, [0, 3], **settings))
+        loss, _ = logged_loss(learner, segment)
+        weight = judge(learner, segment).weight
+        assert (segment.action == 4).any() and not weight[segment.action == 4].any()
+        assert weight[segment.mask & segment.next_mask & (segment.action != 4)].all()
+    assert loss.abs() < 1e3, "no log-probability of what cannot be"
+
+
 def test_the_critic_does_not_change_the_actor() -> None:
     grads = []
     for weight in (0.0, 5.0):

@@ -116,14 +116,14 @@ def judge(learner: PolicyLearner, segment: Segment) -> Judged:
     returns = lambda_returns(
         learner.reward(segment.reward), value[:, 1:], segment.terminated, rows.stop, hp["gamma"], hp["lam"]
     )
-    mask, usable = segment.mask.clone(), rows.usable.clone()
+    mask, usable = segment.mask & model.legal[segment.action], rows.usable.clone()
     mask[:, : hp["burn_in"]] = usable[:, : hp["burn_in"]] = False
     weight = mask.float()
     if hp["advantage"] is not None:
         better = ((returns - value[:, :-1]) / hp["advantage"]).exp().clamp(max=GREATEST_WEIGHT)
-        weight = torch.where(usable, better, 0.0)
+        weight = torch.where(usable & mask, better, 0.0)
     error = model.critic.loss(features[:, :-1].detach(), returns)
-    # padding may hold an action that is never taken
+    # padding, and a log of more actions, may hold one that is never taken
     likelihood = torch.where(mask, likelihood, 0.0)
     return Judged(likelihood, preferences.argmax(-1) == segment.action, weight, error, usable)
 

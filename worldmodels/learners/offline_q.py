@@ -126,7 +126,7 @@ class OfflineQLearner(PolicyLearner):
             best = self.model.preferences(features).argmax(-1).gather(1, place)
             after = target.watch(segment).take_along_dim(place[..., None], 1)
             goal = target.values.backup(after, ahead.reward, ahead.discount, best)
-        usable = rows.usable.clone()
+        usable = rows.usable & self.model.legal[segment.action]
         usable[:, : hp["burn_in"]] = False
         count = usable.sum().clamp(min=1)
         error = torch.where(usable, head.loss(features[:, :-1], goal, segment.action), 0.0).sum() / count
