@@ -39,6 +39,15 @@ def test_the_hash_is_of_the_rules_and_not_of_their_name():
             assert make_rules(named("diamond-100k") | {field: other}, None, PONG).hash != plain.hash, field
 
 
+def test_the_hash_is_the_same_however_the_rules_are_written():
+    for one, other in (
+        ({"sticky_prob": 0, "temperature": 1, "epsilon": 0}, {"sticky_prob": 0.0, "temperature": 1.0, "epsilon": 0.0}),
+        ({"actions": [4, 0, 3]}, {"actions": [0, 3, 4]}),
+    ):
+        a, b = (make_rules(named("diamond-100k") | given, None, PONG) for given in (one, other))
+        assert a.hash == b.hash
+
+
 def test_the_protocol_of_a_store_is_its_cards():
     card = atari_card(0, game="pong", sticky_prob=0.25, frame_skip=3, noop_max=7, time_limit=100, max_pool=False)
     rules = make_rules(named("store"), card, PONG)

@@ -55,6 +55,9 @@ class Rules:
         """Twelve hex digits that are equal for equal rules, whatever their name."""
         rules = self.told()
         del rules["name"]
+        rules |= {k: float(rules[k]) for k in ("sticky_prob", "temperature", "epsilon")}  # 0 is 0.0
+        if isinstance(self.actions, tuple):
+            rules["actions"] = sorted(set(self.actions))
         return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:12]
 
     def allowed(self, minimal: Sequence[int]) -> list[int]:
