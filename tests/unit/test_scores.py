@@ -28,6 +28,11 @@ def test_normalised_scores():
     assert sum("atari100k" in game_facts(g)["suites"] for g in published()["per_seed"]["DIAMOND"]) == 26
 
 
+def test_an_unknown_game_is_one_sentence():
+    with pytest.raises(UserError, match="the game 'pongg' is unknown"):
+        game_facts("pongg")
+
+
 def test_lines_are_added_whole_and_a_torn_one_is_passed_over(tmp_path):
     path, (first, second, third) = tmp_path / "results.jsonl", lines("a", "pong", 0, [1.0, 2.0, 3.0])
     assert read_lines(path) == []
@@ -39,9 +44,10 @@ def test_lines_are_added_whole_and_a_torn_one_is_passed_over(tmp_path):
     assert read_lines(path) == [first]
     append_line(path, third)
     assert read_lines(path) == [first, third]
-    path.write_text(json.dumps({"benchmark": 1}) + "\n")
-    with pytest.raises(UserError, match="no episode of `worldmodels evaluate`"):
-        read_lines(path)
+    for other in ({"benchmark": 1}, {k: v for k, v in first.items() if k != "protocol_hash"}):
+        path.write_text(json.dumps(other) + "\n")
+        with pytest.raises(UserError, match="no episode of `worldmodels evaluate`"):
+            read_lines(path)
 
 
 def test_runs_of_an_agent_are_put_together():

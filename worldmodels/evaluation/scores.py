@@ -20,11 +20,20 @@ from worldmodels.evaluation.stats import aggregate, probability_of_improvement
 from worldmodels.types import UserError
 
 Line = dict[str, Any]
+LINE = {"evaluation", "agent", "game", "run", "protocol", "protocol_hash", "episodes", "episode", "return"}
+"""What a line cannot do without."""
 
 
 def game_facts(game: str) -> dict[str, Any]:
-    """What conf/game/*.yaml says of a game: its minimal actions, the scores of random play and of a human, ..."""
-    facts: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "game" / f"{game}.yaml"))
+    """What conf/game/*.yaml says of a game: its minimal actions, the scores of random play and of a human, ...
+
+    Raises:
+        UserError: there is no such game.
+    """
+    file = conf_dir() / "game" / f"{game}.yaml"
+    if not file.is_file():
+        raise UserError(f"the game '{game}' is unknown and cannot be played; conf/game has those that can")
+    facts: Any = OmegaConf.to_container(OmegaConf.load(file))
     return facts
 
 
@@ -71,7 +80,7 @@ def read_lines(path: Path) -> list[Line]:
             line = json.loads(text)
         except ValueError:
             continue
-        if not isinstance(line, dict) or not {"evaluation", "agent", "game", "run", "return"} <= line.keys():
+        if not isinstance(line, dict) or not line.keys() >= LINE:
             raise damaged(path, "a line is no episode of `worldmodels evaluate`")
         lines.append(line)
     return lines
