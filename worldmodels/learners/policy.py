@@ -63,7 +63,7 @@ def load_policy(checkpoint: str | Path) -> tuple[RecurrentPolicy, dict[str, Any]
     return policy.eval().requires_grad_(False), given["card"]
 
 
-def frames_of(store: Any) -> Tensor:
+def typical_frames(store: Any) -> Tensor:
     """Frames (N, C, H, W) uint8, evenly spaced over the training episodes of a store."""
     starts = even_windows(store, store.splits["train"], FRAMES, 1)
     return store.read(starts, 1).obs[:, 0]
@@ -123,7 +123,7 @@ class PolicyLearner(Learner):
                 f"learner.burn_in={burn_in}"
             )
         if not resumed:
-            self.model.encoder.know(frames_of(data.store))
+            self.model.encoder.know(typical_frames(data.store))
 
     def reward(self, reward: Tensor) -> Tensor:
         """Rewards as they are learned from."""
