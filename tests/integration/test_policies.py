@@ -193,6 +193,8 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, mixed: Path, world_model:
         for part in parts:
             assert part in err
         assert not list(out.glob("*.ckpt"))
+    code, _, err = in_process("train", *dream, "head@model.head=hl_gauss", f"out={clone.parent}", *settings)
+    assert code == 2 and "CloningLearner and not of worldmodels.learners.actor_critic.ActorCriticLearner" in err
     code, _, err = in_process("imagine", f"checkpoint={clone}", f"store={mixed}", f"out={tmp_path / 'x'}")
     assert code == 2 and "holds a policy and no world model" in err
     code, _, err = in_process("plan", "experiment=catch_cloning")

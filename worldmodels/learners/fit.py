@@ -61,7 +61,13 @@ def fit(settings: Mapping[str, Any], out: str | Path, weights: Mapping[str, Any]
     if stored is not None:
         if stored["model"] != settings["model"]:
             raise UserError(f"{out} holds a run of another model; give another out=DIR, or resume=never to begin again")
-        if weights is not None and _begun_with(out) not in (None, settings.get("checkpoint_sha256")):
+        asked = settings["learner"].get("_target_")
+        if (begun := _begun_with(out, "learner._target_")) not in (None, asked):
+            raise UserError(
+                f"{out} holds a run of {begun} and not of {asked}; give another out=DIR, or resume=never to begin again"
+            )
+        source = _begun_with(out, "checkpoint_sha256")
+        if weights is not None and source not in (None, settings.get("checkpoint_sha256")):
             raise UserError(
                 f"{out} holds a run that began with other weights than checkpoint={settings['checkpoint']} has now; "
                 "give another out=DIR, or resume=never to begin again"
@@ -105,10 +111,10 @@ def fit(settings: Mapping[str, Any], out: str | Path, weights: Mapping[str, Any]
     return _write_metrics(trainer, learner, out, digests) if trainer.is_global_zero else {}
 
 
-def _begun_with(out: Path) -> str | None:
-    """SHA-256 of the checkpoint that the run in `out` took its first weights from, if it took any."""
+def _begun_with(out: Path, setting: str) -> str | None:
+    """What the run in `out` was begun with, None where it is not told."""
     config = out / "config.yaml"
-    return OmegaConf.select(OmegaConf.load(config), "checkpoint_sha256") if config.exists() else None
+    return OmegaConf.select(OmegaConf.load(config), setting) if config.exists() else None
 
 
 def _check_frames(model: Any, card: Mapping[str, Any]) -> None:
