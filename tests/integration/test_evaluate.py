@@ -40,14 +40,23 @@ def sticky_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def cut_games(path: Path, game: str) -> Path:
+    with Store.create(path, atari_card(0, game=game, time_limit=30)) as store:
+        for episode in atari_play(300, 0, game=game, time_limit=30):
+            store.append(episode)
+    return path
+
+
 @pytest.fixture(scope="module")
 def pong_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten games of Pong that were cut after 30 steps."""
-    path = tmp_path_factory.mktemp("stores") / "pong"
-    with Store.create(path, atari_card(0, game="pong", time_limit=30)) as store:
-        for episode in atari_play(300, 0, game="pong", time_limit=30):
-            store.append(episode)
-    return path
+    return cut_games(tmp_path_factory.mktemp("stores") / "pong", "pong")
+
+
+@pytest.fixture(scope="module")
+def breakout_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten games of Breakout that were cut after 30 steps."""
+    return cut_games(tmp_path_factory.mktemp("stores") / "breakout", "breakout")
 
 
 def lines(out: Path) -> list[dict]:
@@ -125,6 +134,8 @@ def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: 
         (["policy=random", "game=pong", "store=nowhere"], ["nowhere"]),
         (["checkpoint=none.ckpt"], ["no checkpoint at", "none.ckpt"]),
         (["policy=random", "game=pong", "protocol.lives=1"], ["unknown setting 'protocol.lives'"]),
+        (["policy=random", "game=catch"], ["catch is not played by protocol=diamond-100k", "store=..."]),
+        (["policy=random", "game.name=pongg"], ["the game 'pongg' is unknown"]),
     ],
 )
 def test_mistakes(
@@ -184,8 +195,8 @@ def train(in_process: RUN, store: Path, out: Path, *settings: str) -> dict:
 
 
 def test_a_policy_is_scored_in_training_and_after_it(
-    in_process: RUN, refused: Callable[..., str], pong_store: Path, sticky_store: Path, catch_store: Path,
-    tmp_path: Path,
+    in_process: RUN, refused: Callable[..., str], pong_store: Path, breakout_store: Path, sticky_store: Path,
+    catch_store: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     before = psutil.Process().children(recursive=True)
     games = ["callbacks.games.episodes=3", "callbacks.games.slots=2"]
@@ -217,7 +228,12 @@ def test_a_policy_is_scored_in_training_and_after_it(
     assert code == 0, err
     err = refused("evaluate", f"checkpoint={world / 'best.ckpt'}", *out[:-1], f"out={tmp_path / 'refused'}")
     assert "holds a world model and no policy" in err
-    err = refused("train", "experiment=catch_cloning", f"store={pong_store}", f"out={tmp_path / 'y'}",
-                  "callbacks=scored", "callbacks.games.protocol.sticky_prob=0.5", "logger=csv")  # fmt: skip
-    assert "sticky_prob=0.5 but the store's card has 0.0" in err
+    for settings, words in (
+        (["catch_cloning", f"store={pong_store}", "callbacks.games.protocol.sticky_prob=0.5"], "the store's card has"),
+        (["catch", f"store={catch_store}"], "plays policies and here a world model is trained"),
+        (["catch_cloning", f"store=[{pong_store},{breakout_store}]"], "the log is of pong and breakout"),
+    ):
+        err = refused("train", f"experiment={settings[0]}", *settings[1:], f"out={tmp_path / 'y'}", *few[:2],
+                      "callbacks=scored", "logger=csv")  # fmt: skip
+        assert words in err and not (tmp_path / "y" / "last.ckpt").exists(), "before the first step"
     assert not (tmp_path / "refused").exists()

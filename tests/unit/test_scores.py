@@ -50,6 +50,12 @@ def test_lines_are_added_whole_and_a_torn_one_is_passed_over(tmp_path):
             read_lines(path)
 
 
+def test_a_file_of_something_else_is_one_sentence(tmp_path):
+    (tmp_path / "best.ckpt").write_bytes(b"PK\x80\x81")
+    with pytest.raises(UserError, match=r"best.ckpt is no file of results"):
+        read_lines(tmp_path / "best.ckpt")
+
+
 def test_runs_of_an_agent_are_put_together():
     both = [*lines("a", "pong", 0, [-20.7, 14.6]), *lines("a", "pong", 1, [14.6, 14.6])]
     both += [*lines("a", "breakout", 0, [30.5]), *lines("a", "breakout", 1, [1.7, 1.7])]

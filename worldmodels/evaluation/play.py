@@ -165,6 +165,8 @@ def open_games(game: str, rules: Rules, slots: int, size: int, colour: str) -> A
     if game == "catch":
         from worldmodels.envs.catch import CatchGames
 
+        if (rules.frame_skip, rules.sticky_prob) != (1, 0):
+            raise UserError(f"catch is not played by protocol={rules.name}; give protocol=store and store=...")
         return CatchGames(slots, cells=rules.time_limit + 1, size=size)
     seen = {k: getattr(rules, k) for k in ("frame_skip", "sticky_prob", "max_pool", "noop_max", "time_limit")}
     protocol = Protocol(game, size, colour, **seen)

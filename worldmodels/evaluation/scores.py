@@ -74,8 +74,12 @@ def read_lines(path: Path) -> list[Line]:
     Raises:
         UserError: a line is something else than an episode's.
     """
+    try:
+        whole = path.read_text(encoding="utf-8") if path.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no file of results; give the folder of a `worldmodels evaluate`") from error
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for text in whole.splitlines():
         try:
             line = json.loads(text)
         except ValueError:

@@ -7,8 +7,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from worldmodels.evaluation.play import frames_of, open_games, play
-from worldmodels.evaluation.protocols import check_actions, make_rules
+from worldmodels.evaluation.protocols import Rules, check_actions, make_rules
 from worldmodels.evaluation.scores import game_facts, normalised
+from worldmodels.types import Policy, UserError
 
 
 class RealGames(Callback):
@@ -39,26 +40,46 @@ class RealGames(Callback):
         """Go on counting."""
         self._validations = state_dict["validations"]
 
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Refuse what cannot be played before the first step of training, and not after many.
+
+        Raises:
+            UserError: no policy is trained, or it or its log do not fit the rules.
+        """
+        self._agree(pl_module)
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Play, on one rank.
 
         Raises:
-            UserError: the policy or its log do not fit the rules, or the game's process fails.
+            UserError: as at the start, or the game's process fails.
         """
         if trainer.sanity_checking:
             return
         self._validations += 1
         if self._validations % self.every or not trainer.is_global_zero:
             return
-        card, policy = pl_module.hparams["card"], pl_module.model
-        game = card["game"]
-        minimal = game_facts(game)["actions"]
-        rules = make_rules(self.protocol, card, minimal)
-        allowed = rules.allowed(minimal)
-        check_actions(policy.actions, allowed, rules)
-        with open_games(game, rules, min(self.slots, self.episodes), **frames_of(card, "the log")) as env:
-            games = play(policy, env, rules, allowed, self.episodes, self.seed, device=str(pl_module.device))
+        game, rules, allowed, frames = self._agree(pl_module)
+        with open_games(game, rules, min(self.slots, self.episodes), **frames) as env:
+            games = play(pl_module.model, env, rules, allowed, self.episodes, self.seed, device=str(pl_module.device))
             mean = float(np.mean([each.score for each in games]))
         pl_module.log("val/return", mean, rank_zero_only=True)
         if (score := normalised(game, mean)) is not None:
             pl_module.log("val/hns", score, rank_zero_only=True)
+
+    def _agree(self, pl_module: Any) -> tuple[str, Rules, list[int], dict[str, Any]]:
+        """The game, the rules, the actions that they allow and what frames are like, once they fit the policy."""
+        card, policy = pl_module.hparams["card"], pl_module.model
+        if not isinstance(policy, Policy):
+            raise UserError("callbacks=scored plays policies and here a world model is trained; leave it out")
+        if len(card.get("games", [])) > 1:
+            raise UserError(
+                f"callbacks=scored plays one game and the log is of {' and '.join(card['games'])}; leave it out, and "
+                "play each by `worldmodels evaluate checkpoint=... game=...`"
+            )
+        game = card["game"]
+        minimal = game_facts(game)["actions"]
+        rules = make_rules(self.protocol, card, minimal)
+        allowed = rules.allowed(minimal)
+        check_actions(policy.actions, allowed, rules)  # pyrefly: ignore
+        return game, rules, allowed, frames_of(card, "the log")
