@@ -25,10 +25,11 @@ WHOLE = {
     **dict.fromkeys(("steps", "windows", "rollouts", "horizon", "horizons", "burn_in", "batch_size", "shown"), 1),
     **dict.fromkeys(("episodes", "slots", "size", "film_steps"), 1),
     **dict.fromkeys(("callbacks.games.episodes", "callbacks.games.slots", "callbacks.games.every"), 1),
-    **dict.fromkeys(("seed", "reward_rows", "films"), 0),
+    **dict.fromkeys(("seed", "reward_rows", "films", "learner.burn_in"), 0),
     **dict.fromkeys(("trainer.max_steps", "trainer.val_check_interval", "trainer.accumulate_grad_batches"), 1),
     **dict.fromkeys(("data.validation.windows", "data.validation.batch_size"), 1),
     **dict.fromkeys(("learner.horizons", "callbacks.last.every", "source.processes"), 1),
+    **dict.fromkeys(("learner.horizon", "learner.reuse", "learner.steps_ahead", "learner.target_every"), 1),
     **dict.fromkeys(("processes", "limit", "pictures", "other_actions.steps"), 1),
     **dict.fromkeys(("other_actions.windows", "spread.windows", "spread.samples", "spread.after"), 0),
 }

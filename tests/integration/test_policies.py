@@ -184,6 +184,10 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, mixed: Path, world_model:
         (["experiment=catch_cloning", f"store={mixed}", "learner.burn_in=4"], ["data.length=4", "learner.burn_in=4"]),
         (["experiment=catch_cloning", f"store={mixed}", "data.best_share=0"], ["data.best_share=0", "above 0"]),
         (["experiment=catch_cloning", f"store={mixed}", "model.head.bins=1"], ["bins=1"]),
+        (["experiment=catch_cloning", f"store={mixed}", "learner.burn_in=-1"], ["learner.burn_in=-1", "at least 0"]),
+        (["experiment=catch_cloning", f"store={mixed}", "learner.actions=3"], ["learner.actions=3 must be a list"]),
+        (["experiment=catch_cloning", f"store={mixed}", "learner.actions=[2]"], ["none of the log's", "[0, 3, 4]"]),
+        (["experiment=catch_offline_q", f"store={mixed}", "learner.steps_ahead=1.5"], ["learner.steps_ahead=1.5"]),
         (["learner=cloning", "model=diffusion", f"store={mixed}"], ["is no policy", "model=actor_critic"]),
     ]
     for given, parts in mistakes:

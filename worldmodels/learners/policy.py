@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -111,17 +112,22 @@ class PolicyLearner(Learner):
         """Build the policy from the saved settings."""
         self.check_settings()
         hp = self.hparams
+        if not isinstance(hp["actions"], list | tuple) or any(type(action) is not int for action in hp["actions"]):
+            raise UserError(f"learner.actions={hp['actions']} must be a list of indices into ALE's 18, such as [0,3,4]")
         self.model = build_policy(hp["model"], hp["card"], hp["actions"])
         self.means: Any = nn.ModuleDict()
 
     def prepare(self, data: Any, resumed: bool) -> None:
-        """Refuse windows that are all burn-in; show the encoder what the log's frames are like."""
+        """Refuse windows that are all burn-in and actions that nobody took; show the encoder the log's frames."""
         length, burn_in = min(data.length, data.validation["length"]), self.hparams["burn_in"]
         if length <= burn_in:
             raise UserError(
                 f"data.length={data.length} and data.validation.length={data.validation['length']} must be more than "
                 f"learner.burn_in={burn_in}"
             )
+        logged = np.unique(data.store.column("action")).tolist()
+        if not set(logged) & set(self.hparams["actions"]):
+            raise UserError(f"learner.actions={self.hparams['actions']} are none of the log's, which holds {logged}")
         if not resumed:
             self.model.encoder.know(typical_frames(data.store))
 
