@@ -180,6 +180,7 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, mixed: Path, world_model:
         ([*dream, f"learner.policy={new}"], ["holds a world model and no policy"]),
         ([*dream, f"learner.policy={clone}", "head@model.head=hl_gauss"], ["takes the actions [0]", "[0, 3, 4]"]),
         ([*dream, "data.validation.length=5"], ["data.validation.length=5", "4 transitions"]),
+        ([*dream, "data.left_padding=0"], ["data.length less data.left_padding=5", "4 transitions", "train"]),
         ([*dream, "learner.spare=1"], ["spare=1"]),
         (["experiment=catch_cloning", f"store={mixed}", "learner.burn_in=4"], ["data.length=4", "learner.burn_in=4"]),
         (["experiment=catch_cloning", f"store={mixed}", "data.best_share=0"], ["data.best_share=0", "above 0"]),

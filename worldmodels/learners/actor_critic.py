@@ -105,16 +105,19 @@ class ActorCriticLearner(PolicyLearner):
     def prepare(self, data: Any, resumed: bool) -> None:
         """Load the world model, and the policy to begin with; refuse what was made of other play than the store's."""
         super().prepare(data, resumed)
-        if self.hparams["real_weight"] == 0 and min(data.length, data.validation["length"]) < 2:
+        held_out = data.validation["length"]
+        if self.hparams["real_weight"] == 0 and min(data.length, held_out) < 2:
             raise UserError(
                 f"data.length={data.length} must be at least 2: the last transition of a window is left out"
             )
-        longest = data.store.lengths[data.store.splits["validation"]].max(initial=0)
-        if longest < data.validation["length"]:
-            raise UserError(
-                f"data.validation.length={data.validation['length']} is more than the {longest} transitions of the "
-                "longest validation episode, so there is no held-out start; give a smaller one"
-            )
+        needed = {"data.length less data.left_padding": ("train", data.length - data.left_padding)}
+        for name, (split, length) in (needed | {"data.validation.length": ("validation", held_out)}).items():
+            longest = data.store.lengths[data.store.splits[split]].max(initial=0)
+            if longest < length:
+                raise UserError(
+                    f"{name}={length} is more than the {longest} transitions of the longest {split} episode, so there "
+                    "is no start; give a smaller one"
+                )
         if self.hparams["world_model"] is None:
             raise UserError("learner.world_model is missing; give the checkpoint of a world model of the store's game")
         learner = load_learner(self.hparams["world_model"])
