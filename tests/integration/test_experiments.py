@@ -58,6 +58,8 @@ def test_experiment_of_a_policy(name: str, tmp_path: Path, catch_store: Path, la
             settings = plain(compose("train", [*places, *QUICK, *SMALL, "learner.horizons=[1]"]))
             fit({**settings, "model": sized(settings["model"])}, tmp_path / "model")
             more += [f"learner.world_model={tmp_path / 'model' / 'best.ckpt'}"]
+            if world_model != "catch":  # its episodes last 15 steps
+                more += ["data.length=6", "data.validation.length=6"]
         places = [f"experiment={name}", f"store={store}", f"out={tmp_path}"]
         settings = plain(compose("train", [*places, *QUICK, *SMALL, *more]))
     settings["model"] = sized(settings["model"])
