@@ -21,7 +21,7 @@ def train(in_process: RUN, store: Path, out: Path, *settings: str) -> str:
     return err
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_network_learns_the_same(in_process: RUN, catch_store: Path, tmp_path: Path) -> None:
     weights = {}
