@@ -381,6 +381,6 @@ def test_only_the_best_episodes_are_drawn_from(store):
     order = sorted(train, key=lambda i: -returns[i])
     assert drawn == {int(i) for i in order[: round(len(train) / 2)]}
     assert len(data.val_dataloader().dataset) == 1
-    for share in (0, 1.5):
+    for share in (0, 1.5, "abc"):
         with pytest.raises(UserError, match=f"best_share={share}"):
             StoreDataModule(store, best_share=share)

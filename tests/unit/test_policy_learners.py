@@ -115,8 +115,10 @@ def test_rows_count_by_the_exponential_of_their_advantage() -> None:
     weight = ((returns - value[:, :-1]) / 0.5).exp().clamp(max=GREATEST_WEIGHT) * rows.usable
     torch.testing.assert_close(judge(learner, segment).weight, weight)
     assert (weight == GREATEST_WEIGHT).any() and ((weight > 0) & (weight < GREATEST_WEIGHT)).any()
-    with pytest.raises(UserError, match="advantage=0"):
-        CloningLearner(model(), CARD, ACTIONS, advantage=0)
+    wrong: tuple[Any, ...] = (0, "abc")
+    for advantage in wrong:
+        with pytest.raises(UserError, match=f"advantage={advantage}"):
+            CloningLearner(model(), CARD, ACTIONS, advantage=advantage)
 
 
 @pytest.mark.parametrize("head", [MSE, BINS], ids=["mse", "hl_gauss"])

@@ -90,7 +90,7 @@ class StoreDataModule(LightningDataModule):
             raise UserError(f"data.workers={workers} must be a whole number of at least 0")
         if type(replacement) is not bool:
             raise UserError(f"data.replacement={replacement} must be true or false")
-        if best_share is not None and not 0 < best_share <= 1:
+        if best_share is not None and not (isinstance(best_share, int | float) and 0 < best_share <= 1):
             raise UserError(f"data.best_share={best_share} must be above 0 and at most 1, or null for all episodes")
         self.store: Any = open_stores(store, Transform(**self.transform))
         if workers and is_url(self.store.path):

@@ -70,7 +70,7 @@ class CloningLearner(PolicyLearner):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if advantage is not None and advantage <= 0:
+        if advantage is not None and not (isinstance(advantage, int | float) and advantage > 0):
             raise UserError(f"learner.advantage={advantage} must be a temperature above 0, or null for no weights")
         self.ready()
 
