@@ -111,8 +111,8 @@ def tune_allocator() -> bool:
 def compile_in_place(networks: Sequence[torch.nn.Module], setting: bool | str = "auto", device: str = "cpu") -> bool:
     """Have torch.compile make `networks` faster, for shapes that do not change, once it has shown that it works here.
 
-    In place, so that no key of a state dict changes. It takes a minute on a CPU, where a step of training is then a
-    tenth faster and an imagined frame of a small model slower; so "auto" is for GPUs alone.
+    In place, so that no key of a state dict changes. On a CPU it takes a minute or two, and steps were found a tenth
+    faster or a twentieth slower, depending on the size of the model and the threads; so "auto" is for GPUs alone.
 
     Args:
         networks: modules with a `forward`.
