@@ -1,4 +1,4 @@
-"""A linear state-space memory of a long history, one vector at the end: the Legendre Memory Unit.
+"""A linear state-space memory of where a film moved, over many more steps than a context has: the Legendre Memory Unit.
 
 Its state holds the last `window` steps of each of its inputs as coefficients of Legendre polynomials. Nothing about
 time is learned, so that what happened sixteen steps ago is as easy to learn from as what happened two steps ago.
