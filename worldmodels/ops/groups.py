@@ -11,7 +11,6 @@ Legend: B batch, C channels, F fields, G elements of the group, A actions, H and
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -39,45 +38,45 @@ class Group:
     Args:
         name: as settings call it.
         elements: in the order in which tables and fields count them.
+        product: product[a][b] is the index of b followed by a.
+        inverse: the index of what undoes each element.
+        swaps: whether height and width change places, so that pictures must be square.
+        reverses: whether rows, and whether columns, come to lie in reverse order under some element.
     """
 
     name: str
     elements: tuple[Element, ...]
+    product: tuple[tuple[int, ...], ...]
+    inverse: tuple[int, ...]
+    swaps: bool
+    reverses: tuple[bool, bool]
 
     def __len__(self) -> int:
         return len(self.elements)
 
-    @cached_property
-    def product(self) -> tuple[tuple[int, ...], ...]:
-        """product[a][b] is the index of b followed by a."""
-        return tuple(tuple(self.elements.index(a.after(b)) for b in self.elements) for a in self.elements)
 
-    @cached_property
-    def inverse(self) -> tuple[int, ...]:
-        """The index of what undoes each element."""
-        return tuple(row.index(0) for row in self.product)
-
-    @cached_property
-    def swaps(self) -> bool:
-        """Whether height and width change places, so that pictures must be square."""
-        return any(element.turns % 2 for element in self.elements)
-
-    @cached_property
-    def reverses(self) -> tuple[bool, bool]:
-        """Whether rows, and whether columns, come to lie in reverse order under some element."""
-        straight = [element for element in self.elements if element.turns % 2 == 0]
-        return any(e.turns == 2 for e in straight), any((e.turns == 2) != e.flipped for e in straight)
+def _group(name: str, *elements: Element) -> Group:
+    product = tuple(tuple(elements.index(a.after(b)) for b in elements) for a in elements)
+    straight = [element for element in elements if element.turns % 2 == 0]
+    return Group(
+        name,
+        elements,
+        product,
+        inverse=tuple(row.index(0) for row in product),
+        swaps=len(straight) < len(elements),
+        reverses=(any(e.turns == 2 for e in straight), any((e.turns == 2) != e.flipped for e in straight)),
+    )
 
 
 _TURNS = tuple(Element(k, False) for k in range(4))
 GROUPS = {
     group.name: group
     for group in (
-        Group("none", _TURNS[:1]),
-        Group("flip_lr", (_TURNS[0], Element(0, True))),
-        Group("flip_ud", (_TURNS[0], Element(2, True))),
-        Group("c4", _TURNS),
-        Group("d4", _TURNS + tuple(Element(k, True) for k in range(4))),
+        _group("none", _TURNS[0]),
+        _group("flip_lr", _TURNS[0], Element(0, True)),
+        _group("flip_ud", _TURNS[0], Element(2, True)),
+        _group("c4", *_TURNS),
+        _group("d4", *_TURNS, *(Element(k, True) for k in range(4))),
     )
 }
 """By the names that settings use."""
