@@ -1,0 +1,43 @@
+"""A search that acts: a policy made of callables, so that it knows no model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worldmodels.planning.tree import Root, SearchResult
+from worldmodels.types import Recurrent, State
+
+
+@dataclass(frozen=True)
+class SearchPolicy:
+    """Acts by a new search at every step; a `types.Policy`.
+
+    Args:
+        begin: the state of n fresh rows, batch first.
+        see: observation (B, C, H, W) uint8 and that state to the root and the state after this observation.
+        recurrent: the model's step.
+        search: `gumbel_search` or another of this package with its settings bound, the number of simulations among
+            them; called as search(recurrent, root, generator=...).
+        actions: (A,) ALE's index of each action of the search.
+        noise: explore with the generator that `act` is given; false acts as well as the search can.
+    """
+
+    begin: Callable[[int], State]
+    see: Callable[[Tensor, State], tuple[Root, State]]
+    recurrent: Recurrent
+    search: Callable[..., SearchResult]
+    actions: Sequence[int]
+    noise: bool = False
+
+    def start(self, n: int) -> State:
+        """The state of `n` fresh rows."""
+        return self.begin(n)
+
+    @torch.no_grad()
+    def act(self, observation: Tensor, state: State, generator: torch.Generator | None = None) -> tuple[Tensor, State]:
+        """Actions (B,) int64 in the 18-action set for observations (B, C, H, W) uint8."""
+        root, state = self.see(observation, state)
+        result = self.search(self.recurrent, root, generator=generator if self.noise else None)
+        return torch.tensor(self.actions, device=result.action.device)[result.action], state
