@@ -24,7 +24,7 @@ class Entry:
         game: ALE's name.
         allowed: actions that it may take.
         rules: of play.
-        frames: size and colour of what it sees.
+        frames: size and colour of what it sees, and settings of the game's own.
         identity: a digest of all that decides its episodes.
     """
 
@@ -84,6 +84,8 @@ def enter(cfg: DictConfig) -> Entry:
         card = card or stored
     if card is not None:
         frames = frames_of(card, f"the checkpoint {cfg.checkpoint}" if policy else f"the store {cfg.store}")
+    if cfg.env:
+        frames["env"] = {**frames.get("env", {}), **plain(cfg.env)}
     rules = make_rules(plain(cfg.protocol), card, facts["actions"])
     allowed = rules.allowed(facts["actions"])
     if policy is None:

@@ -18,6 +18,9 @@ from worldmodels.envs.child import GameCrash
 from worldmodels.evaluation.protocols import Rules
 from worldmodels.types import ACTIONS, Policy, UserError
 
+OWN_GAMES = ("catch", "maze")
+"""Games of this package, that no emulator plays."""
+
 
 class Game(NamedTuple):
     """One finished episode.
@@ -153,8 +156,18 @@ def _round(
         ) from error
 
 
-def open_games(game: str, rules: Rules, slots: int, size: int, colour: str) -> Any:
+def open_games(
+    game: str, rules: Rules, slots: int, size: int, colour: str, env: Mapping[str, Any] | None = None
+) -> Any:
     """A vector environment, and context manager, of `slots` games by these rules, with frames of this kind.
+
+    Args:
+        game: its name in conf/game.
+        rules: of play.
+        slots: how many games.
+        size: height and width of the frames in pixels.
+        colour: "rgb" or "ale_gray".
+        env: settings of the game's own, which maze has.
 
     Raises:
         UserError: the game is unknown, or cannot be played so.
@@ -162,12 +175,19 @@ def open_games(game: str, rules: Rules, slots: int, size: int, colour: str) -> A
     from worldmodels.envs.atari import Protocol, vector_settings
     from worldmodels.envs.child import ChildEnv
 
+    if env and game != "maze":
+        raise UserError(f"env={dict(env)} is given and {game} has no settings of its own: leave env= out")
+    if game in OWN_GAMES and (rules.frame_skip, rules.sticky_prob) != (1, 0):
+        raise UserError(f"{game} is not played by protocol={rules.name}; give protocol=store and store=...")
     if game == "catch":
         from worldmodels.envs.catch import CatchGames
 
-        if (rules.frame_skip, rules.sticky_prob) != (1, 0):
-            raise UserError(f"catch is not played by protocol={rules.name}; give protocol=store and store=...")
         return CatchGames(slots, cells=rules.time_limit + 1, size=size)
+    if game == "maze":
+        from worldmodels.envs.maze import MazeEnv, maze_settings
+
+        settings = maze_settings(env or {})
+        return MazeEnv(slots, size=size, time_limit=rules.time_limit, observation="frames", **settings)
     seen = {k: getattr(rules, k) for k in ("frame_skip", "sticky_prob", "max_pool", "noop_max", "time_limit")}
     protocol = Protocol(game, size, colour, **seen)
     try:
@@ -177,21 +197,22 @@ def open_games(game: str, rules: Rules, slots: int, size: int, colour: str) -> A
 
 
 def frames_of(card: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    """`size` and `colour` of frames as the dataset card has them, if the real game can be seen so.
+    """`size` and `colour` of frames as the dataset card has them, and as `env` the settings that maze has of its own.
 
     Raises:
         UserError: it cannot.
     """
     obs = card["obs"]
     # ALE's own grey levels are OpenCV's of its colours, but a film's were shrunk in another order
-    playable = obs["height"] == obs["width"] and (card["game"] == "catch" or obs["resize"] == "area")
+    playable = obs["height"] == obs["width"] and (card["game"] in OWN_GAMES or obs["resize"] == "area")
     if not playable or obs["colour"] not in ("rgb", "ale_gray"):
         kind = f"{obs['height']}x{obs['width']} {obs['colour']} frames (resize={obs['resize']})"
         raise UserError(
             f"{owner} has {kind}, which the real game is not played with: only square rgb or ale_gray frames that were "
             "shrunk by area are; train on a store of such frames"
         )
-    return {"size": obs["height"], "colour": obs["colour"]}
+    own = {"env": card["dataset"].get("env", {})} if card["game"] == "maze" else {}
+    return {"size": obs["height"], "colour": obs["colour"], **own}
 
 
 def _number(*key: int) -> int:

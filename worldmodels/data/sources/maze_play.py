@@ -1,0 +1,136 @@
+"""Episodes of MiniPacman in mazes, each played by one of three behaviours with a share of random steps."""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from worldmodels.data.card import Card, make_card
+from worldmodels.envs.maze import MazeEnv, maze_settings
+from worldmodels.envs.maze_players import seek
+from worldmodels.types import Episode, UserError
+
+MIXTURE = {"random": 0.2, "greedy": 0.4, "cautious": 0.4}
+ACTIONS = (0, 2, 3, 4, 5)
+
+_PLAYERS: dict[str, Callable[[np.ndarray, np.random.Generator], int]] = {
+    "random": lambda planes, rng: ACTIONS[rng.integers(len(ACTIONS))],
+    "greedy": lambda planes, rng: int(seek(planes, False, rng)[0]),
+    "cautious": lambda planes, rng: int(seek(planes, True, rng)[0]),
+}
+
+
+def maze_card(
+    seed: int,
+    mixture: Mapping[str, float] | None = None,
+    lapse: float = 0.1,
+    size: int = 15,
+    time_limit: int = 3000,
+    **env: Any,
+) -> Card:
+    """The dataset card of what `maze_play` yields for the same settings; the mazes are in `dataset.env`.
+
+    Raises:
+        UserError: a setting is out of range or unknown.
+    """
+    _games(size, time_limit, env)
+    obs = {"height": size, "width": size, "channels": 3, "resize": "none", "max_pool": False}
+    return make_card(
+        "maze_play",
+        "maze",
+        obs,
+        action_set=list(ACTIONS),
+        frame_skip=1,
+        time_limit=time_limit,
+        policy={"type": "mixture", "weights": _weights(mixture, lapse), "lapse": lapse},
+        seed=seed,
+        licence="MIT",
+        dataset={"env": maze_settings(env)},
+    )
+
+
+def maze_play(
+    steps: int,
+    seed: int,
+    start_episode: int = 0,
+    mixture: Mapping[str, float] | None = None,
+    lapse: float = 0.1,
+    size: int = 15,
+    time_limit: int = 3000,
+    **env: Any,
+) -> Iterator[Episode]:
+    """Play whole games until they hold at least `steps` steps together; episode k is a function of (seed, k).
+
+    Args:
+        steps: least number of steps.
+        seed: decides all randomness together with the number of the episode.
+        start_episode: number of the first episode, for going on with a collection.
+        mixture: weight of each behaviour ("random", "greedy" for food, "cautious" of ghosts, too); None for `MIXTURE`.
+        lapse: share of steps that are random, whoever plays.
+        size: height and width of the frames in pixels, a multiple of the mazes' cells.
+        time_limit: steps after which a game is cut.
+        env: which mazes and how, as `worldmodels.envs.maze.SETTINGS` has it by default.
+
+    Yields:
+        Episodes with losses of lives, the final frame, and in `info` the numbers of the episode and of the maze, the
+        seed, the return, and steps and return of the behaviour.
+
+    Raises:
+        UserError: a setting is out of range or unknown.
+    """
+    weights, games = _weights(mixture, lapse), _games(size, time_limit, env)
+    for number in count(start_episode):
+        if steps <= 0:
+            return
+        episode = _episode(games, number, seed, weights, lapse)
+        steps -= len(episode)
+        yield episode
+
+
+def _episode(games: MazeEnv, number: int, seed: int, weights: dict[str, float], lapse: float) -> Episode:
+    # The number is not in word 0 of the counter, which numpy increments.
+    rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, number, 0, 0]))
+    behaviour = list(weights)[rng.choice(len(weights), p=list(weights.values()))]
+    frame, info = games.reset(seed=rng.integers(2**63, size=1))
+    frames, rows, lives, maze, done = [frame[0]], [], info["lives"][0], int(info["maze"][0]), False
+    while not done:
+        player = _PLAYERS["random" if rng.random() < lapse else behaviour]
+        action = player(games.planes, rng)
+        frame, reward, terminated, truncated, info = games.step(np.array([action]))
+        done = bool(terminated[0] or truncated[0])
+        frames.append(info["final_obs"][0] if done else frame[0])
+        lost = bool(terminated[0]) or (not done and info["lives"][0] < lives)
+        lives = info["lives"][0]
+        rows.append((action, reward[0], terminated[0], truncated[0], lost))
+    action, reward, terminated, truncated, lost = zip(*rows, strict=True)
+    total = float(sum(reward))
+    return Episode(
+        obs=np.stack(frames[:-1]),
+        action=np.array(action, np.uint8),
+        reward=np.array(reward, np.float32),
+        terminated=np.array(terminated),
+        truncated=np.array(truncated),
+        life_loss=np.array(lost),
+        final_obs=frames[-1],
+        info={
+            "episode": number,
+            "seed": seed,
+            "maze": maze,
+            "behaviours": {behaviour: {"steps": len(rows), "return": total}},
+            "return": total,
+        },
+    )
+
+
+def _games(size: int, time_limit: int, env: Mapping[str, Any]) -> MazeEnv:
+    return MazeEnv(1, size=size, time_limit=time_limit, observation="frames", **maze_settings(env))
+
+
+def _weights(mixture: Mapping[str, float] | None, lapse: float) -> dict[str, float]:
+    if not 0 <= lapse <= 1:
+        raise UserError(f"lapse={lapse} must be from 0 to 1")
+    chosen = {k: float(v) for k, v in (MIXTURE if mixture is None else mixture).items() if v}
+    if not chosen or min(chosen.values()) < 0 or not chosen.keys() <= MIXTURE.keys():
+        raise UserError(f"mixture={dict(mixture or {})} must give positive weights to some of {', '.join(MIXTURE)}")
+    return {k: v / sum(chosen.values()) for k, v in chosen.items()}
