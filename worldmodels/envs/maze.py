@@ -148,7 +148,8 @@ class MazeEnv(gymnasium.vector.VectorEnv):
                 f"observation={observation} must be planes or frames, and render_mode={render_mode} None or rgb_array"
             )
         self.num_envs, self.cells, self.render_mode = num_envs, cells, render_mode
-        self._lives, self._time_limit, self._scale, self._frames = lives, time_limit, size // cells, observation
+        self._lives, self._time_limit, self._scale = lives, time_limit, size // cells
+        self._frames = observation == "frames"
         self._games = np.zeros(num_envs, rules.GAME)
         self._games["orientation"] = orientation
         self._planes = np.zeros((num_envs, len(PLANES), cells * cells), np.uint8)
@@ -229,7 +230,7 @@ class MazeEnv(gymnasium.vector.VectorEnv):
         if self.render_mode is None:
             return None
         pixels = 12
-        flat = self._paint(self._planes, self._games["power"], pixels)
+        flat = self._paint(pixels)
         # food and pills are dots and everybody is round, about the middle of the cell as symmetry asks
         offset = (np.arange(pixels * self.cells) % pixels - (pixels - 1) / 2) ** 2
         square = offset[:, None] + offset
@@ -253,19 +254,21 @@ class MazeEnv(gymnasium.vector.VectorEnv):
 
     def _observe(self, which: np.ndarray | slice = slice(None)) -> np.ndarray:
         """A copy of the planes, or the frames, of these games."""
-        if self._frames == "frames":
-            return self._paint(self._planes[which], self._games["power"][which], self._scale)
+        if self._frames:
+            return self._paint(self._scale, which)
         return self._planes[which].reshape(-1, len(PLANES), self.cells, self.cells).copy()
 
-    def _paint(self, planes: np.ndarray, power: np.ndarray, scale: int) -> np.ndarray:
-        """Planes (n, 6, cells * cells) and the power that is left (n,) as frames (n, H, W, 3) uint8."""
+    def _paint(self, scale: int, which: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Frames (n, scale * cells, scale * cells, 3) uint8 of these games."""
+        planes, games = self._planes[which], self._games[which]
         item = planes[:, rules.FOOD] + 2 * planes[:, rules.PILL] + 3 * planes[:, rules.WALL]
         actor = np.maximum(planes[:, rules.PACMAN], 2 * planes[:, rules.EDIBLE])
         actor = np.maximum(actor, 3 * planes[:, rules.GHOST])  # over Pac-Man where he is eaten
-        image = _PALETTE[actor, item]
-        rows, places = np.nonzero(actor == 1)
-        image[rows, places, 2] = 12 * power[rows]
-        return image.reshape(-1, self.cells, self.cells, 3).repeat(scale, 1).repeat(scale, 2)
+        image = _PALETTE.reshape(-1, 3).take(len(_ITEMS) * actor + item, axis=0)
+        powered = np.flatnonzero(games["power"])
+        image[powered, games["pacman"][powered], 2] = 12 * games["power"][powered]
+        image = image.reshape(-1, self.cells, self.cells, 3)
+        return image.repeat(scale, 1).repeat(scale, 2) if scale > 1 else image
 
     def __enter__(self) -> "MazeEnv":
         return self

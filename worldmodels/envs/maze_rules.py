@@ -143,7 +143,9 @@ def begin(
         which: (B,) bool.
         lives: of a game.
     """
-    for i in np.flatnonzero(which):
+    for i in range(len(games)):
+        if not which[i]:
+            continue
         game, to = games[i], cells[games[i].orientation]
         game.key = draw(game.key, _NEXT)
         game.step, game.level, game.lives = 0, 1, lives
