@@ -36,14 +36,14 @@ def test_from_a_log_to_scores(in_process: RUN, maze_log: Path, tmp_path: Path) -
     assert "val/return" in (run / "metrics.csv").read_text()
 
     found = []
-    for env in ("null", "{orientation:1,mazes:5}", "{unseen:true}"):
+    for env in ("null", "{unseen:true}"):
         out = tmp_path / str(len(found))
         code, _, err = in_process("evaluate", f"checkpoint={run / 'best.ckpt'}", *PLAY, f"env={env}", f"out={out}")
         assert code == 0, err
         lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
         found.append([(line["return"], line["length"]) for line in lines])
         assert len(lines) == 6 and max(line["length"] for line in lines) <= 30
-    assert found[0] == found[1] != found[2]
+    assert found[0] != found[1]
 
 
 def test_mistakes(in_process: RUN, maze_log: Path, catch_store: Path, tmp_path: Path) -> None:
@@ -59,7 +59,6 @@ def test_mistakes(in_process: RUN, maze_log: Path, catch_store: Path, tmp_path: 
     for args, words in (
         ([*maze, "env={walls:3}"], "no setting walls; it has cells, mazes"),
         ([*maze, "env={cells:17}"], "size=30 must be a multiple of cells=17: give size=34"),
-        ([*maze, "env={orientation:9}"], "orientation=9 must be 0 to 7"),
         ([*maze[:-2], f"out={tmp_path / 'x'}", "protocol=diamond-100k"], "maze is not played by protocol=diamond-100k"),
         ([*catch, "env={cells:3}"], "catch has no settings of its own"),
         (["collect", "game=maze", f"store={tmp_path / 'new'}", "source.cells=12"], "give cells=13"),

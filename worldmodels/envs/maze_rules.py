@@ -13,6 +13,7 @@ All compiled functions that call each other stay in this file: numba's cache loo
 import numpy as np
 from numba import njit
 
+compiled = njit(cache=True, error_model="numpy")
 WALL, FOOD, PILL, PACMAN, GHOST, EDIBLE = range(6)
 GHOSTS = 4
 SAFE = 5
@@ -48,7 +49,7 @@ _MOVES, _STRAYS, _WAY, _STARTS, _PILL, _PACMAN, _MAZE, _NEXT, _SLOTS = 0, 4, 8, 
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-@njit(cache=True)
+@compiled
 def draw(key: int | np.uint64, counter: int) -> np.uint64:
     """Number `counter` of SplitMix64's stream of `key` (Steele, Lea and Flood 2014, with random access)."""
     x = np.uint64(key) + np.uint64(_GOLDEN) * np.uint64(counter + 1)
@@ -57,19 +58,19 @@ def draw(key: int | np.uint64, counter: int) -> np.uint64:
     return x ^ (x >> np.uint64(31))
 
 
-@njit(cache=True)
+@compiled
 def _below(key, counter, n):
     """A whole number from 0 to n - 1."""
     return np.int64(draw(key, counter) % np.uint64(n))
 
 
-@njit(cache=True)
+@compiled
 def _chance(key, counter):
     """A number from 0 to 1."""
     return np.float64(draw(key, counter) >> np.uint64(11)) * 2.0**-53
 
 
-@njit(cache=True)
+@compiled
 def dig(walls: np.ndarray, n: int, key: np.uint64) -> None:
     """Dig a maze without dead ends: a random tree of rooms (depth first), and one more way out of each of its leaves.
 
@@ -110,21 +111,21 @@ def dig(walls: np.ndarray, n: int, key: np.uint64) -> None:
             walls[cell + open_to[_below(key, drawn + room, found)]] = 0
 
 
-@njit(cache=True)
+@compiled
 def _room(cell, d, n):
     """Whether there is a room two cells from `cell` in direction `d`."""
     row, column = cell // n, cell % n
     return (row > 1, column < n - 2, column > 1, row < n - 2)[d]
 
 
-@njit(cache=True)
+@compiled
 def dig_all(walls: np.ndarray, n: int, seed: int, unseen: int) -> None:
     """Fill (M, n * n) uint8 with mazes; maze k is a function of (seed, k, unseen)."""
     for k in range(len(walls)):
         dig(walls[k], n, draw(draw(0, seed), 2 * k + unseen))
 
 
-@njit(cache=True)
+@compiled
 def begin(
     games: np.ndarray,
     planes: np.ndarray,
@@ -158,7 +159,7 @@ def begin(
         _show(game, planes[i])
 
 
-@njit(cache=True)
+@compiled
 def advance(
     games: np.ndarray,
     planes: np.ndarray,
@@ -221,7 +222,7 @@ def advance(
         _show(game, view)
 
 
-@njit(cache=True)
+@compiled
 def _meet(game):
     """How many ghosts Pac-Man eats where he is, or -1 where they eat him."""
     eaten = 0
@@ -234,7 +235,7 @@ def _meet(game):
     return eaten
 
 
-@njit(cache=True)
+@compiled
 def _chase(game, walls, steps, directions, n):
     """Move the ghosts: towards Pac-Man or away from power, never back, at times at random."""
     counter = game.step * _SLOTS
@@ -267,7 +268,7 @@ def _chase(game, walls, steps, directions, n):
                 chosen -= 1
 
 
-@njit(cache=True)
+@compiled
 def _fill(game, view, to):
     """Put food everywhere but where Pac-Man begins and two pills are."""
     counter = game.step * _SLOTS
@@ -282,7 +283,7 @@ def _fill(game, view, to):
             game.left += 1
 
 
-@njit(cache=True)
+@compiled
 def _place(game, view, to):
     """Put Pac-Man where he begins and the level's ghosts at a distance from him."""
     game.pacman, game.power = game.start, 0
@@ -293,7 +294,7 @@ def _place(game, view, to):
             game.ghost[k] = _somewhere(view[WALL], view[WALL], to, game.start, SAFE, bits)
 
 
-@njit(cache=True)
+@compiled
 def _somewhere(walls, taken, to, centre, least, bits):
     """A cell that is free and not taken, `least` rows and columns or more from `centre`, all of them equally likely."""
     n, found = int(np.sqrt(len(to))), 0
@@ -308,13 +309,13 @@ def _somewhere(walls, taken, to, centre, least, bits):
     return -1
 
 
-@njit(cache=True)
+@compiled
 def _fits(walls, taken, cell, centre, least, n):
     far = abs(cell // n - centre // n) + abs(cell % n - centre % n) >= least
     return not walls[cell] and not taken[cell] and far
 
 
-@njit(cache=True)
+@compiled
 def _show(game, view):
     view[PACMAN, game.pacman] = 1
     for k in range(GHOSTS):
@@ -322,7 +323,7 @@ def _show(game, view):
             view[EDIBLE if game.power else GHOST, game.ghost[k]] = 1
 
 
-@njit(cache=True)
+@compiled
 def _hide(game, view):
     view[PACMAN, game.pacman] = 0
     for k in range(GHOSTS):

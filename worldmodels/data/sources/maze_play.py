@@ -8,14 +8,13 @@ import numpy as np
 
 from worldmodels.data.card import Card, make_card
 from worldmodels.envs.maze import MazeEnv, maze_settings
-from worldmodels.envs.maze_players import seek
+from worldmodels.envs.maze_players import MOVES, seek
 from worldmodels.types import Episode, UserError
 
 MIXTURE = {"random": 0.2, "greedy": 0.4, "cautious": 0.4}
-ACTIONS = (0, 2, 3, 4, 5)
 
 _PLAYERS: dict[str, Callable[[np.ndarray, np.random.Generator], int]] = {
-    "random": lambda planes, rng: ACTIONS[rng.integers(len(ACTIONS))],
+    "random": lambda planes, rng: int(rng.choice(MOVES)),
     "greedy": lambda planes, rng: int(seek(planes, False, rng)[0]),
     "cautious": lambda planes, rng: int(seek(planes, True, rng)[0]),
 }
@@ -40,7 +39,7 @@ def maze_card(
         "maze_play",
         "maze",
         obs,
-        action_set=list(ACTIONS),
+        action_set=MOVES.tolist(),
         frame_skip=1,
         time_limit=time_limit,
         policy={"type": "mixture", "weights": _weights(mixture, lapse), "lapse": lapse},
