@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import gymnasium
+import numba
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -352,6 +353,17 @@ def test_players_are_as_good_as_said():
             total += reward * running
             running &= ~(terminated | truncated)
         assert total.mean() == pytest.approx(known, abs=4 * total.std() / 10)
+
+
+def test_it_is_compiled_where_nothing_can_be_kept(monkeypatch):
+    def double(x):
+        return x + x
+
+    assert maze_rules.compiled(double)._cache.cache_path  # where it can
+    monkeypatch.setattr(numba.config, "CACHE_LOCATOR_CLASSES", "ZipCacheLocator")
+    with pytest.raises(RuntimeError, match="cannot cache"):
+        numba.njit(cache=True)(double)
+    assert maze_rules.compiled(double)(4) == 8
 
 
 def test_settings_are_the_defaults():

@@ -10,10 +10,11 @@ direction d = 0..3 for UP, RIGHT, LEFT, DOWN (ALE's actions 2..5), so that 3 - d
 All compiled functions that call each other stay in this file: numba's cache looks at one file to see what is new.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numba import njit
 
-compiled = njit(cache=True, error_model="numpy")
 WALL, FOOD, PILL, PACMAN, GHOST, EDIBLE = range(6)
 GHOSTS = 4
 SAFE = 5
@@ -24,6 +25,15 @@ FOOD_REWARD, PILL_REWARD, GHOST_REWARD = 1.0, 2.0, 5.0
 PILLS = 2
 STRAY = 0.05
 """Share of a ghost's moves that are random."""
+
+
+def compiled(function: Callable) -> Callable:
+    """The function compiled by numba, kept on the disk beside this file or in the user's cache where that can be."""
+    try:
+        return njit(cache=True, error_model="numpy")(function)
+    except RuntimeError:  # neither can be written
+        return njit(error_model="numpy")(function)
+
 
 GAME = np.dtype(
     [
