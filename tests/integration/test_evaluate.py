@@ -88,6 +88,30 @@ def test_figures_of_random_play_and_of_scores(in_process: RUN, catch_store: Path
     assert agent["mean"] == pytest.approx((sum(means) / 2 + 0.6) / 1.6)
 
 
+def test_more_episodes_go_on_from_those_that_there_are(in_process: RUN, catch_store: Path, tmp_path: Path) -> None:
+    def run(folder: str, episodes: int, *more: str) -> tuple[int, str, str]:
+        args = ["evaluate", "policy=random", *CATCH, f"store={catch_store}", "slots=5", "films=0", *more]
+        return in_process(*args, f"episodes={episodes}", f"out={tmp_path / folder}")
+
+    assert run("twice", 20)[0] == 0 and run("twice", 40)[0] == 0 and run("once", 40)[0] == 0
+    assert [line["episode"] for line in lines(tmp_path / "twice")] == [
+        line["episode"] for line in lines(tmp_path / "once")
+    ]
+    figures = [json.loads((tmp_path / name / "metrics.json").read_text())["returns"] for name in ("twice", "once")]
+    assert figures[0] == figures[1] and len(figures[0]) == 40
+    for name in ("twice", "once"):
+        code, _, err = in_process("scores", f"results={tmp_path / name}", f"out={tmp_path / 'scores' / name}")
+        assert code == 0, err
+    found = [json.loads((tmp_path / "scores" / name / "metrics.json").read_text()) for name in ("twice", "once")]
+    assert found[0]["agents"] == found[1]["agents"]
+    assert run("twice", 20)[0] == 0, "fewer of them again"
+    assert len(json.loads((tmp_path / "twice" / "metrics.json").read_text())["returns"]) == 20
+    before = (tmp_path / "twice" / "results.jsonl").read_bytes()
+    code, _, err = run("twice", 40, "agent=other")
+    assert code == 2 and "under agent=random" in err and err.count("\n") == 1
+    assert (tmp_path / "twice" / "results.jsonl").read_bytes() == before
+
+
 def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path) -> None:
     def command(out: Path) -> list[str]:
         game = ["policy=random", "game=breakout", "episodes=6", "slots=2", "protocol.time_limit=60", "films=0"]
@@ -131,6 +155,10 @@ def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: 
         (["policy=random", "game=pong", "store=STICKY"], ["sticky_prob=0.0", "0.25", "protocol=store"]),
         (["policy=random", "game=breakout", "store=STICKY"], ["sticky is of pong", "breakout"]),
         (["policy=random", "game=catch", "store=CATCH"], ["frame_skip=4", "card has 1"]),
+        (
+            ["policy=random", "game=catch", "store=CATCH", "protocol=store", "protocol.time_limit=2"],
+            ["time_limit=2", "card has 4"],
+        ),
         (["policy=random", "game=pong", "store=nowhere"], ["nowhere"]),
         (["checkpoint=none.ckpt"], ["no checkpoint at", "none.ckpt"]),
         (["policy=random", "game=pong", "protocol.lives=1"], ["unknown setting 'protocol.lives'"]),

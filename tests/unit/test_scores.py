@@ -95,6 +95,14 @@ def test_what_cannot_be_put_together(given, words):
         summary(given)
 
 
+def test_of_evaluations_of_the_same_games_the_longest_counts():
+    few, many = lines("a", "pong", 0, [-20.7]), lines("a", "pong", 0, [-20.7, 14.6, 14.6])
+    few, many = ([line | {"evaluation": e, "seed": 7} for line in rows] for e, rows in (("x", few), ("y", many)))
+    assert summary([*many, *few])["agents"]["a"]["mean"] == pytest.approx(2 / 3)
+    other = [line | {"evaluation": "z", "seed": 8} for line in few]
+    assert summary([*many, *other])["agents"]["a"]["mean"] == pytest.approx(1 / 2)
+
+
 def test_the_figures_of_an_evaluation():
     rng = np.random.default_rng(0)
     episodes = lines("a", "pong", 0, rng.normal(-3, 5, 40).tolist())

@@ -91,7 +91,8 @@ def enter(cfg: DictConfig) -> Entry:
     if policy is None:
         policy = built_in(cfg.policy, game, allowed)
     check_actions([int(a) for a in getattr(policy, "actions", ())], allowed, rules)
-    decides = [game, run, asdict(rules), frames, cfg.seed, cfg.episodes, min(cfg.slots, cfg.episodes)]
+    # how many episodes there are decides none of them, so that more are asked for by going on
+    decides = [game, run, asdict(rules), frames, cfg.seed, min(cfg.slots, cfg.episodes)]
     identity = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
     return Entry(policy, cfg.agent or agent, run, game, allowed, rules, frames, identity)
 

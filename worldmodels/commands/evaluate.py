@@ -20,7 +20,7 @@ def main(cfg: DictConfig) -> None:
     from worldmodels.evaluation.pictures import montage, write_mp4
     from worldmodels.evaluation.play import open_games, play
     from worldmodels.evaluation.scoreboard import figures_of, game_table
-    from worldmodels.evaluation.scores import append_line, read_lines
+    from worldmodels.evaluation.scores import append_line, check_agent, read_lines
     from worldmodels.hardware import accelerator
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is finished stays
@@ -35,7 +35,9 @@ def main(cfg: DictConfig) -> None:
     with games as env, Progress(*columns, TimeRemainingColumn()) as bar:
         make_folder(out)
         path, told = out / "results.jsonl", entry.line(cfg.episodes, cfg.seed)
-        lines = {line["episode"]: line for line in read_lines(path) if line["evaluation"] == entry.identity}
+        earlier = [line for line in read_lines(path) if line["evaluation"] == entry.identity]
+        check_agent(path, earlier, entry.agent)
+        lines = {line["episode"]: line for line in earlier if line["episode"] < cfg.episodes}
         task = bar.add_task(entry.game, total=cfg.episodes, completed=len(lines))
         if hasattr(entry.policy, "to"):
             entry.policy.to(device)  # pyrefly: ignore

@@ -84,7 +84,8 @@ def make_rules(settings: Mapping[str, Any], card: Mapping[str, Any] | None, mini
         found |= {"max_pool": card["obs"]["max_pool"], "time_limit": card["time_limit"] or TIME_LIMIT}
         logged = tuple(sorted(card["action_set"]))
         found["actions"] = {tuple(minimal): "minimal", tuple(range(len(ACTIONS))): "full"}.get(logged, logged)
-        for field in _OF_CARD:
+        # a game of catch is as long as its grid is high
+        for field in (*_OF_CARD, *(["time_limit"] if card["game"] == "catch" else [])):
             if given.get(field) not in (None, found[field]):
                 raise UserError(
                     f"protocol={name} has {field}={given[field]} but the store's card has {found[field]}: "

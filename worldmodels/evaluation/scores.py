@@ -90,6 +90,19 @@ def read_lines(path: Path) -> list[Line]:
     return lines
 
 
+def check_agent(path: Path, lines: Iterable[Line], agent: str) -> None:
+    """Refuse to put episodes of one evaluation under two names.
+
+    Raises:
+        UserError: some of `lines`, read from `path`, are under another name than `agent`.
+    """
+    if others := {line["agent"] for line in lines} - {agent}:
+        raise UserError(
+            f"{path} has episodes of this very evaluation under agent={min(others)}, so that agent={agent} would count "
+            f"them twice; give agent={min(others)}, or another out=DIR"
+        )
+
+
 def check_hashes(lines: Iterable[Line]) -> str:
     """The hash of the rules that all lines were played by.
 
@@ -118,11 +131,17 @@ def tables(lines: Sequence[Line]) -> dict[str, dict[str, list[float]]]:
     by_evaluation: dict[str, dict[int, Line]] = {}
     for line in lines:
         by_evaluation.setdefault(line["evaluation"], {})[line["episode"]] = line
-    for episodes in by_evaluation.values():
+    # with other slots the same seed begins the same games: of several such evaluations the longest counts
+    by_seed: dict[tuple[Any, ...], dict[int, Line]] = {}
+    for episodes in sorted(by_evaluation.values(), key=len):
         first = next(iter(episodes.values()))
-        if len(episodes) < first["episodes"]:
+        seed = first.get("seed", first["evaluation"])
+        by_seed[first["agent"], first["game"], first["run"], seed] = episodes
+    for episodes in by_seed.values():
+        first, asked = next(iter(episodes.values())), max(line["episodes"] for line in episodes.values())
+        if len(episodes) < asked:
             raise UserError(
-                f"an evaluation of {first['agent']} in {first['game']} has {len(episodes)} of {first['episodes']} "
+                f"an evaluation of {first['agent']} in {first['game']} has {len(episodes)} of {asked} "
                 "episodes; go on with it by the same `worldmodels evaluate` command, for the short ones came first"
             )
         returns.setdefault((first["agent"], first["game"], first["run"]), []).extend(
