@@ -35,6 +35,17 @@ def test_a_compiled_network_learns_the_same(in_process: RUN, catch_store: Path, 
     assert any(not torch.equal(weights["true"][n], v) for n, v in weights["false"].items()), "it was compiled"
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_policy_is_compiled_too(in_process: RUN, catch_store: Path, tmp_path: Path) -> None:
+    torch._dynamo.utils.counters.clear()
+    args = ["train", "experiment=catch_cloning", f"store={catch_store}", *QUICK, "trainer.max_steps=2"]
+    for setting, compiled in (("false", False), ("true", True)):
+        code, _, err = in_process(*args, f"out={tmp_path / setting}", f"compile={setting}")
+        assert code == 0 and not err, err
+        # the probe is one graph
+        assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > 1) == compiled
+
+
 def test_without_a_compiler_training_goes_on(
     in_process: RUN, catch_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

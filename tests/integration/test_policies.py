@@ -203,4 +203,22 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, mixed: Path, world_model:
     code, _, err = in_process("imagine", f"checkpoint={clone}", f"store={mixed}", f"out={tmp_path / 'x'}")
     assert code == 2 and "holds a policy and no world model" in err
     code, _, err = in_process("plan", "experiment=catch_cloning")
-    assert code == 2 and "only what training a world model costs" in err
+    assert code == 2 and "depends on its log: give store=" in err
+    for command in ("train", "plan"):
+        code, _, err = in_process(command, "learner=policy", f"store={mixed}", f"out={tmp_path / 'x'}", *settings)
+        assert code == 2 and "learner=policy is what the learners of policies share" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["catch_cloning", "catch_offline_q", "catch_actor_critic"])
+def test_what_a_policy_costs_is_told(
+    name: str, in_process: RUN, mixed: Path, world_model: Path, tmp_path: Path
+) -> None:
+    teacher = [f"learner.world_model={world_model / 'new' / 'best.ckpt'}"] if name == "catch_actor_critic" else []
+    settings = [*teacher, *QUICK, "trainer.max_steps=1000", "trainer.val_check_interval=500"]
+    code, _, err = in_process("plan", f"experiment={name}", f"store={mixed}", f"out={tmp_path}", *settings)
+    assert code == 0, err
+    plan = json.loads((tmp_path / "metrics.json").read_text())
+    assert plan["seconds"] >= plan["training_seconds"] > 0
+    assert plan["training_seconds"] == pytest.approx(1000 * plan["seconds_a_step"], abs=1)
+    assert plan["parameters"] > 1000
+    assert not list(tmp_path.glob("*.ckpt"))

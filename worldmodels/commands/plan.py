@@ -36,17 +36,46 @@ def estimate(settings: dict[str, Any], repeats: int = 3) -> dict[str, Any]:
     import torch
 
     from worldmodels import hardware
-    from worldmodels.types import UserError
+    from worldmodels.learners.fit import check_learner
 
-    if "actions" in settings["learner"]:
-        raise UserError(
-            f"only what training a world model costs can be told, not learner={settings['learner']['_target_']}"
-        )
+    check_learner(settings)
     hardware.tune_allocator()
-    options, data = settings["trainer"], settings["data"]
+    options = settings["trainer"]
     device = hardware.accelerator(options["accelerator"])
     precision = hardware.precision(options["precision"], device)
-    model = build(settings["model"]).to(device)
+    measure = _policy if "actions" in settings["learner"] else _world_model
+    model, seconds_a_step, seconds_a_validation = measure(settings, device, precision, repeats)
+    memory = torch.cuda.max_memory_allocated() if device == "cuda" else _peak()
+
+    batches = options["max_steps"] * options["accumulate_grad_batches"]
+    validations = max(1, batches // options["val_check_interval"])
+    parameters = sum(p.numel() for p in model.parameters())
+    averaged = bool(settings["callbacks"].get("ema"))
+    # weights, the average, and AdamW's two moments, in float32; one checkpoint more while it is being written
+    checkpoint = 4 * parameters * (3 + averaged)
+    disk = (CHECKPOINTS + 1) * checkpoint + validations * GIF_BYTES * bool(settings["callbacks"].get("dream"))
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else hardware.memory()[0]
+    return {
+        "accelerator": device,
+        "precision": precision,
+        "parameters": parameters,
+        "steps": options["max_steps"],
+        "seconds_a_step": round(seconds_a_step, 4),
+        "training_seconds": round(seconds_a_step * batches),
+        "validation_seconds": round(seconds_a_validation * validations),
+        "seconds": round(seconds_a_step * batches + seconds_a_validation * validations),
+        "memory_gib": round(memory / hardware.GIB, 2),
+        "memory_free_gib": round(free / hardware.GIB, 2),
+        "disk_gib": round(disk / hardware.GIB, 3),
+        "disk_free_gib": round(hardware.disk_free(settings["out"] or ".") / hardware.GIB, 1),
+    }
+
+
+def _world_model(settings: dict[str, Any], device: str, precision: str, repeats: int) -> tuple[Any, float, float]:
+    """The model, seconds a step and seconds a validation, on made-up play."""
+    import torch
+
+    data, model = settings["data"], build(settings["model"]).to(device)
     shape = (settings["model"]["image_channels"], *[settings["model"]["image_size"]] * 2)
     optimizer = torch.optim.AdamW(model.parameters())
     segment = _segment(data["batch_size"], data["length"], shape).to(device)
@@ -65,31 +94,43 @@ def estimate(settings: dict[str, Any], repeats: int = 3) -> dict[str, Any]:
     context = _segment(windows["batch_size"], windows["length"] - horizon, shape).to(device)
     state = model.start(context)
     seconds_a_dream = _time(lambda: model.step(state, context.action[:, 0])[1].reward.sum().item(), 1)
-    memory = torch.cuda.max_memory_allocated() if device == "cuda" else _peak()
+    return model, seconds_a_step, seconds_a_dream * horizon * -(-windows["windows"] // windows["batch_size"])
 
-    batches = options["max_steps"] * options["accumulate_grad_batches"]
-    validations = max(1, batches // options["val_check_interval"])
-    dreams = validations * horizon * -(-windows["windows"] // windows["batch_size"])
-    parameters = sum(p.numel() for p in model.parameters())
-    averaged = bool(settings["callbacks"].get("ema"))
-    # weights, the average, and AdamW's two moments, in float32; one checkpoint more while it is being written
-    checkpoint = 4 * parameters * (3 + averaged)
-    disk = (CHECKPOINTS + 1) * checkpoint + validations * GIF_BYTES * bool(settings["callbacks"].get("dream"))
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else hardware.memory()[0]
-    return {
-        "accelerator": device,
-        "precision": precision,
-        "parameters": parameters,
-        "steps": options["max_steps"],
-        "seconds_a_step": round(seconds_a_step, 4),
-        "training_seconds": round(seconds_a_step * batches),
-        "validation_seconds": round(seconds_a_dream * dreams),
-        "seconds": round(seconds_a_step * batches + seconds_a_dream * dreams),
-        "memory_gib": round(memory / hardware.GIB, 2),
-        "memory_free_gib": round(free / hardware.GIB, 2),
-        "disk_gib": round(disk / hardware.GIB, 3),
-        "disk_free_gib": round(hardware.disk_free(settings["out"] or ".") / hardware.GIB, 1),
-    }
+
+def _policy(settings: dict[str, Any], device: str, precision: Any, repeats: int) -> tuple[Any, float, float]:
+    """The same of a policy, by the trainer on real play: its frames, actions and world model decide what it costs.
+
+    Raises:
+        UserError: there is no store.
+    """
+    from lightning import Trainer
+    from lightning.pytorch.callbacks import LambdaCallback
+
+    from worldmodels.learners.fit import build_learner, quiet
+    from worldmodels.types import UserError
+
+    if settings["store"] is None:
+        raise UserError("what training a policy costs depends on its log: give store=...")
+    quiet()
+    data = build(settings["data"])
+    learner = build_learner(settings, data)
+    learner.prepare(data, resumed=False)
+    stops: list[float] = []
+
+    def stop(*_: Any) -> None:
+        stops.append(time.perf_counter())
+
+    dream = settings["learner"].get("reuse", 1)  # steps on each, the first of which is slower
+    steps = dream * (1 + repeats)
+    trainer = Trainer(
+        accelerator=device, devices=1, precision=precision, max_steps=steps, max_epochs=-1, val_check_interval=steps,
+        check_val_every_n_epoch=None, num_sanity_val_steps=0, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[LambdaCallback(on_train_batch_end=stop, on_validation_start=stop, on_validation_end=stop)],
+    )  # fmt: skip
+    trainer.fit(learner, data)
+    *steps_end, looks, looked = stops
+    return learner.model, (steps_end[-1] - steps_end[dream - 1]) / (steps - dream), looked - looks
 
 
 def _segment(batch: int, length: int, shape: tuple[int, ...]) -> Any:

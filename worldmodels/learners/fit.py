@@ -55,6 +55,7 @@ def fit(settings: Mapping[str, Any], out: str | Path, weights: Mapping[str, Any]
     make_folder(out)
     if settings["resume"] not in ("auto", "never"):
         raise UserError(f"resume={settings['resume']} is unknown; choose auto or never")
+    check_learner(settings)
     max_steps = settings["trainer"]["max_steps"]
     checkpoint = _resume_point(out) if settings["resume"] == "auto" else None
     stored = read_checkpoint(checkpoint)["hyper_parameters"] if checkpoint is not None and _rank() == 0 else None
@@ -78,12 +79,12 @@ def fit(settings: Mapping[str, Any], out: str | Path, weights: Mapping[str, Any]
             print(f"finished before, at step {done['steps']}; resume=never begins again")
             return done
 
-    _quiet()
+    quiet()
     hardware.tune_allocator()
     device = hardware.accelerator(settings["trainer"]["accelerator"])
     L.seed_everything(settings["seed"], workers=True, verbose=False)
     data = build(settings["data"])
-    learner = build(settings["learner"], model=settings["model"], card=data.card, **_found(settings, data))
+    learner = build_learner(settings, data)
     _check_frames(learner.model, data.card)
     if weights is not None:
         learner.model.load_state_dict(weights)
@@ -128,11 +129,21 @@ def _check_frames(model: Any, card: Mapping[str, Any]) -> None:
             )
 
 
-def _found(settings: Mapping[str, Any], data: Any) -> dict[str, Any]:
-    """Settings that are for the data to give: a policy may take the actions that are in its log."""
-    if settings["learner"].get("actions", ()) is not None:
-        return {}
-    return {"actions": np.unique(data.store.column("action")).tolist()}
+def check_learner(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of what learners share for those of one."""
+    if "_target_" not in settings["learner"]:
+        raise UserError(
+            "learner=policy is what the learners of policies share and none of them; choose learner=cloning, offline_q "
+            "or actor_critic"
+        )
+
+
+def build_learner(settings: Mapping[str, Any], data: Any) -> Any:
+    """The learner, with what is for the data to give: a policy may take the actions that are in its log."""
+    found = {}
+    if settings["learner"].get("actions", ()) is None:
+        found["actions"] = np.unique(data.store.column("action")).tolist()
+    return build(settings["learner"], model=settings["model"], card=data.card, **found)
 
 
 def _digests(trainer: L.Trainer, learner: Any) -> list[str]:
@@ -281,7 +292,7 @@ def _merge_logs(out: Path) -> None:
         writer.writerows(rows)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leave Lightning's warnings that do not concern this program out, and its advertisements."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

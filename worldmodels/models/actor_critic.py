@@ -58,6 +58,10 @@ class RecurrentPolicy(nn.Module):
         """(..., A) float32 for features (..., D): what a softmax draws from; `NEVER` where an action is not allowed."""
         raise NotImplementedError
 
+    def networks(self) -> list[nn.Module]:
+        """What is worth compiling (`hardware.compile_in_place`)."""
+        return [self.encoder.look]
+
     def start(self, n: int) -> State:
         """The state of `n` fresh rows."""
         return self.encoder.start(n)
