@@ -130,5 +130,8 @@ def test_what_does_not_fit_is_told_in_a_sentence() -> None:
         build_policy(settings("model=diffusion"), CARD, [0])
     with pytest.raises(UserError, match="patch=3 does not divide"):
         build_policy(model | {"encoder": model["encoder"] | {"patch": 3}}, CARD, [0])
+    for name, wrong in (("lstm", 0), ("channels", [8, 0.5]), ("frames", 0), ("patch", 0), ("projection", -1)):
+        with pytest.raises(UserError, match=rf"model.encoder.{name}=.* must be whole"):
+            build_policy(model | {"encoder": model["encoder"] | {name: wrong}}, CARD, [0])
     with pytest.raises(UserError, match="must be equally many"):
         build_policy(model | {"encoder": model["encoder"] | {"pools": [True]}}, CARD, [0])

@@ -164,8 +164,33 @@ def test_settings_out_of_range() -> None:
     for wrong in ({"horizon": 0}, {"reuse": 0}, {"spare": 1.0}):
         with pytest.raises(UserError, match="learner.horizon"):
             ActorCriticLearner(model(), CARD, ACTIONS, "none.ckpt", **wrong)
-    with pytest.raises(UserError, match="schedule=step"):
-        CloningLearner(model(), CARD, ACTIONS, schedule="step")
+    for learner, kind in ((CloningLearner, "ActorCritic"), (OfflineQLearner, "ActionValues")):
+        for wrong in ({"schedule": "step"}, {"gamma": 2}, {"life_loss_ends": 1}):
+            with pytest.raises(UserError, match=rf"learner.{next(iter(wrong))}="):
+                learner(model(kind), CARD, ACTIONS, **wrong)
+    for wrong in ({"gamma": -0.1}, {"lam": 1.5}, {"advantage": 0}, {"advantage": "much"}):
+        for learner in (CloningLearner, ActorCriticLearner):
+            with pytest.raises(UserError, match=rf"learner.{next(iter(wrong))}="):
+                learner(model(), CARD, ACTIONS, **wrong)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_lost_life_ends_a_logged_return_where_it_is_to(ends: bool) -> None:
+    """What comes after a lost life changes the values before it only where lives do not end returns."""
+    drawn, never = random_segment(1, 6, 3, 20), torch.zeros(1, 6, dtype=torch.bool)
+    row = torch.arange(6)[None]
+    action = torch.where(row < 3, 0, 2)  # Q-learning looks at the first three alone: the others may not be taken
+    segments = [
+        replace(drawn, action=action, reward=value * (row == 4), terminated=never, mask=~never, next_mask=~never,
+                side={"life_loss": row == 2})
+        for value in (0.0, 1.0)
+    ]  # fmt: skip
+    clone = scrambled(CloningLearner(model(), CARD, ACTIONS, life_loss_ends=ends, burn_in=0))
+    errors = [judge(clone, segment).error for segment in segments]
+    assert (errors[0] != errors[1]).tolist() == [[not ends, not ends, not ends, True, True, False]]
+    values = scrambled(OfflineQLearner(model("ActionValues"), CARD, ACTIONS, life_loss_ends=ends, burn_in=0))
+    losses = [values._loss(segment)[1]["loss_values"].item() for segment in segments]
+    assert (losses[0] == losses[1]) == ends
 
 
 @pytest.fixture
@@ -200,6 +225,24 @@ def test_dreams_are_of_the_game_and_rows_that_end_begin_anew(dreamer: Any) -> No
     falls = ball[:, 1:] - ball[:, :-1]
     assert (falls[~anew & rollout["alive"]] == 1).all()
     assert torch.equal(learner.dream(segment, 30, generator())["action"], rollout["action"])
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_lost_life_ends_a_dream_where_it_is_to(dreamer: Any, ends: bool) -> None:
+    """In a world model that tells it from termination."""
+    learner, segment = dreamer(horizon=3, life_loss_ends=ends)
+    exact, count = learner._teacher.module.step, []
+
+    def step(*arguments: Any) -> Any:
+        state, after = exact(*arguments)
+        count.append(0)
+        lost = torch.full_like(after.terminated, len(count) == 1)
+        return state, after._replace(life_loss=lost, terminated=torch.zeros_like(lost))
+
+    learner._teacher.module.step = step
+    rollout = learner.dream(segment, 0, generator())
+    assert rollout["terminated"].tolist() == [[ends, False, False]] * 40
+    assert (rollout["alive"][:, 1] == (not ends)).all()
 
 
 def test_rows_without_a_place_to_begin_anew_count_no_more(dreamer: Any) -> None:

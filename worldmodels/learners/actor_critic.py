@@ -47,6 +47,8 @@ class ActorCriticLearner(PolicyLearner):
         gamma: discount.
         lam: of the lambda-returns.
         clip_rewards: learn from the sign of rewards.
+        life_loss_ends: the loss of a life ends a dream and a logged return as termination does (DIAMOND), also where
+            the world model tells the two apart.
         burn_in: rows of logged windows that only fill the memory where they are learned from.
         lr: peak learning rate.
         weight_decay: of matrices and kernels (DIAMOND: 0).
@@ -82,6 +84,7 @@ class ActorCriticLearner(PolicyLearner):
         gamma: float = 0.985,
         lam: float = 0.95,
         clip_rewards: bool = True,
+        life_loss_ends: bool = True,
         burn_in: int = 4,
         lr: float = 1e-4,
         weight_decay: float = 0.0,
@@ -223,8 +226,11 @@ class ActorCriticLearner(PolicyLearner):
                 value = torch.zeros_like(step.reward)
                 if step.truncated.any():
                     value = policy.critic.mean(policy.encoder(frame, memory)[0])
-                ended = step.terminated | step.truncated
-                note(action=action, reward=self.reward(step.reward), terminated=step.terminated)
+                terminated = step.terminated
+                if self.hparams["life_loss_ends"] and step.life_loss is not None:
+                    terminated = terminated | step.life_loss
+                ended = terminated | step.truncated
+                note(action=action, reward=self.reward(step.reward), terminated=terminated)
                 note(stop=step.truncated, next_value=value, alive=alive)
                 fresh = torch.zeros_like(ended)
                 for row in (ended & alive).nonzero()[:, 0].tolist():

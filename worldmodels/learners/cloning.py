@@ -9,7 +9,7 @@ from worldmodels.learners.base import Score
 from worldmodels.learners.policy import PolicyLearner, rows_of
 from worldmodels.models.actor_critic import ActorCritic
 from worldmodels.ops.returns import lambda_returns
-from worldmodels.types import Metrics, Segment, UserError
+from worldmodels.types import Metrics, Segment
 
 GREATEST_WEIGHT = 20.0
 
@@ -31,6 +31,7 @@ class CloningLearner(PolicyLearner):
         gamma: discount.
         lam: of the lambda-returns that the critic learns.
         clip_rewards: learn from the sign of rewards.
+        life_loss_ends: a lost life ends a return as termination does.
         burn_in: rows at the start of a window that only fill the memory.
         lr: peak learning rate.
         weight_decay: of matrices and kernels.
@@ -58,6 +59,7 @@ class CloningLearner(PolicyLearner):
         gamma: float = 0.985,
         lam: float = 0.95,
         clip_rewards: bool = True,
+        life_loss_ends: bool = True,
         burn_in: int = 4,
         lr: float = 1e-4,
         weight_decay: float = 1e-2,
@@ -70,8 +72,6 @@ class CloningLearner(PolicyLearner):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if advantage is not None and not (isinstance(advantage, int | float) and advantage > 0):
-            raise UserError(f"learner.advantage={advantage} must be a temperature above 0, or null for no weights")
         self.ready()
 
     def training_step(self, segment: Segment, batch_idx: int) -> Tensor:
@@ -109,7 +109,7 @@ class Judged(NamedTuple):
 def judge(learner: PolicyLearner, segment: Segment) -> Judged:
     """See logged play through the policy of a learner that has `gamma`, `lam`, `burn_in` and `advantage` set."""
     model: Any = learner.model
-    hp, features = learner.hparams, model.watch(segment)
+    hp, features, segment = learner.hparams, model.watch(segment), learner.ends(segment)
     preferences = model.preferences(features[:, :-1])
     likelihood = preferences.log_softmax(-1).gather(-1, segment.action[..., None])[..., 0]
     rows, value = rows_of(segment), model.critic.mean(features).detach()

@@ -30,6 +30,7 @@ class OfflineQLearner(PolicyLearner):
         target_every: optimizer steps after which the target network is made equal.
         gamma: discount.
         clip_rewards: learn from the sign of rewards.
+        life_loss_ends: a lost life ends a return as termination does.
         burn_in: rows at the start of a window that only fill the memory.
         lr: peak learning rate.
         weight_decay: of matrices and kernels.
@@ -57,6 +58,7 @@ class OfflineQLearner(PolicyLearner):
         target_every: int = 100,
         gamma: float = 0.985,
         clip_rewards: bool = True,
+        life_loss_ends: bool = True,
         burn_in: int = 4,
         lr: float = 1e-4,
         weight_decay: float = 1e-2,
@@ -118,8 +120,8 @@ class OfflineQLearner(PolicyLearner):
     def _loss(self, segment: Segment) -> tuple[Tensor, Metrics]:
         hp, head = self.hparams, self.model.values
         target = self.model if self.target is None else self.target.module  # validated without having been trained
+        features, segment = self.model.watch(segment), self.ends(segment)
         rows = rows_of(segment)
-        features = self.model.watch(segment)
         with torch.no_grad():
             ahead = n_step(self.reward(segment.reward), segment.terminated, rows.stop, hp["gamma"], hp["steps_ahead"])
             place = ahead.steps + torch.arange(segment.length, device=segment.obs.device)

@@ -1,6 +1,7 @@
 """What all learners of policies share: building and loading a policy, which rows of a log count, and the optimiser."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,7 +105,8 @@ class PolicyLearner(Learner):
 
     Their common settings are `model` and `card` and `actions` as in `build_policy`; `lr`, `weight_decay`, `eps`,
     `clip` (greatest gradient norm), `warmup`, `schedule` and `max_steps` of the optimiser; `gamma`, the discount;
-    `clip_rewards`, to learn from the sign of rewards; `burn_in`, rows at the start of a window that only fill the
+    `clip_rewards`, to learn from the sign of rewards; `life_loss_ends`, to learn that a lost life ends a return, as
+    termination does; `burn_in`, rows at the start of a window that only fill the
     memory; `seed`.
     """
 
@@ -112,6 +114,13 @@ class PolicyLearner(Learner):
         """Build the policy from the saved settings."""
         self.check_settings()
         hp = self.hparams
+        for name in ("gamma", "lam"):
+            if name in hp and not (isinstance(hp[name], int | float) and 0 <= hp[name] <= 1):
+                raise UserError(f"learner.{name}={hp[name]} must be a number from 0 to 1")
+        if (t := hp.get("advantage")) is not None and not (isinstance(t, int | float) and t > 0):
+            raise UserError(f"learner.advantage={t} must be a temperature above 0, or null for no weights")
+        if type(hp["life_loss_ends"]) is not bool:
+            raise UserError(f"learner.life_loss_ends={hp['life_loss_ends']} must be true or false")
         if not isinstance(hp["actions"], list | tuple) or any(type(action) is not int for action in hp["actions"]):
             raise UserError(f"learner.actions={hp['actions']} must be a list of indices into ALE's 18, such as [0,3,4]")
         self.model = build_policy(hp["model"], hp["card"], hp["actions"])
@@ -130,6 +139,12 @@ class PolicyLearner(Learner):
             raise UserError(f"learner.actions={self.hparams['actions']} are none of the log's, which holds {logged}")
         if not resumed:
             self.model.encoder.know(typical_frames(data.store))
+
+    def ends(self, segment: Segment) -> Segment:
+        """Logged play with a lost life as termination, where it is to be one."""
+        if not self.hparams["life_loss_ends"] or (lost := segment.side.get("life_loss")) is None:
+            return segment
+        return replace(segment, terminated=segment.terminated | lost)
 
     def reward(self, reward: Tensor) -> Tensor:
         """Rewards as they are learned from."""

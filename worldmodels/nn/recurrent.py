@@ -51,7 +51,7 @@ class RecurrentEncoder(nn.Module):
         projection: width of a layer between convolutions and LSTM, 0 for none (DIAMOND).
 
     Raises:
-        UserError: channels and pools differ in number, or the patch does not divide the size.
+        UserError: channels and pools differ in number, the patch does not divide the size, or a size is not positive.
     """
 
     def __init__(
@@ -69,6 +69,13 @@ class RecurrentEncoder(nn.Module):
         super().__init__()
         if len(channels) != len(pools) or not channels:
             raise UserError(f"model.encoder has channels={channels} and pools={pools}, which must be equally many")
+        sizes = {"channels": channels, "lstm": [lstm], "patch": [patch], "frames": [frames], "projection": [projection]}
+        for name, given in sizes.items():
+            if any(type(size) is not int or size < (name != "projection") for size in given):
+                least = "0 (none)" if name == "projection" else 1
+                raise UserError(
+                    f"model.encoder.{name}={given if name == 'channels' else given[0]} must be whole, from {least} on"
+                )
         if image_size % patch:
             raise UserError(f"model.encoder.patch={patch} does not divide the image size {image_size}")
         self.shape = (image_channels, image_size, image_size)
