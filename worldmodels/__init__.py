@@ -21,6 +21,7 @@ _HOME = {
     "RandomPolicy": "worldmodels.imagination",
     "WorldModelLearner": "worldmodels.learners.world_model",
     "load_learner": "worldmodels.config",
+    "load_model": "worldmodels.portable.folder",
     "load_policy": "worldmodels.learners.policy",
 }
 

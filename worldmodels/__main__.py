@@ -17,7 +17,7 @@ def commands() -> dict[str, str]:
     found = {}
     for path in sorted((Path(__file__).parent / "commands").glob("[!_]*.py")):
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        found[path.stem.rstrip("_")] = doc.partition("\n")[0]
+        found[path.stem.rstrip("_").replace("_", "-")] = doc.partition("\n")[0]
     return found
 
 
@@ -41,8 +41,9 @@ def main() -> None:
         sys.exit(2)
     # A process that Lightning starts for another rank runs `-m worldmodels.commands.<name>` with these arguments.
     del sys.argv[1]
-    suffix = "" if (Path(__file__).parent / "commands" / f"{name}.py").exists() else "_"
-    runpy.run_module(f"worldmodels.commands.{name}{suffix}", run_name="__main__", alter_sys=True)
+    module = name.replace("-", "_")
+    suffix = "" if (Path(__file__).parent / "commands" / f"{module}.py").exists() else "_"
+    runpy.run_module(f"worldmodels.commands.{module}{suffix}", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

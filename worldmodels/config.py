@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ WHOLE = {
     **dict.fromkeys(("steps", "windows", "rollouts", "horizon", "horizons", "burn_in", "batch_size", "shown"), 1),
     **dict.fromkeys(("episodes", "slots", "size", "film_steps"), 1),
     **dict.fromkeys(("callbacks.games.episodes", "callbacks.games.slots", "callbacks.games.every"), 1),
-    **dict.fromkeys(("seed", "reward_rows", "films", "learner.burn_in"), 0),
+    **dict.fromkeys(("seed", "reward_rows", "films", "starts", "learner.burn_in"), 0),
     **dict.fromkeys(("trainer.max_steps", "trainer.val_check_interval", "trainer.accumulate_grad_batches"), 1),
     **dict.fromkeys(("data.validation.windows", "data.validation.batch_size"), 1),
     **dict.fromkeys(("learner.horizons", "callbacks.last.every", "source.processes"), 1),
@@ -36,6 +36,8 @@ WHOLE = {
 """Settings, of whatever command has them, that are whole numbers (or lists of them), and the least they may be."""
 TRUSTED = ("worldmodels.", "torch.optim.", "torch.nn.", "diffusers.", "lightning.pytorch.")
 """Prefixes of `_target_` that may be built: a yaml or a checkpoint from a stranger must not run code."""
+MODELS = ("worldmodels.models.", "worldmodels.nn.")
+"""The prefixes that the settings of a checkpoint's model may have."""
 
 
 def conf_dir() -> Path:
@@ -84,6 +86,46 @@ def build(cfg: Mapping[str, Any], **extra: Any) -> Any:
         raise
 
 
+def build_policy(model: Mapping[str, Any], card: Mapping[str, Any], actions: Sequence[int]) -> Any:
+    """The policy that `model` describes, for frames as those of the dataset card.
+
+    Args:
+        model: settings for `build`, with those of its `head` (nn/heads.py) among them.
+        card: of the log that it learns from.
+        actions: indices into the 18-action set that it may take.
+
+    Raises:
+        UserError: the settings build nothing, or the frames are not square.
+    """
+    settings, obs = dict(model), card["obs"]
+    if obs["height"] != obs["width"]:
+        raise UserError(
+            f"policies see square frames but the store's are {obs['height']}x{obs['width']}: give data.transform.size"
+        )
+    if "head" not in settings:
+        raise UserError(f"model {settings.get('_target_')} is no policy; give model=actor_critic or action_values")
+    head = functools.partial(build, settings.pop("head"))
+    return build(settings, image_channels=obs["channels"], image_size=obs["height"], actions=actions, head=head)
+
+
+def only_models(path: str | Path, settings: Any) -> None:
+    """Refuse a file whose settings would build anything but a model and its parts.
+
+    `TRUSTED` is not enough for files of strangers: this package has functions that delete and download.
+
+    Raises:
+        UserError: naming the file and the target.
+    """
+    if isinstance(settings, list):
+        settings = dict(enumerate(settings))
+    if not isinstance(settings, Mapping):
+        return
+    if not (target := str(settings.get("_target_", MODELS[0]))).startswith(MODELS):
+        raise UserError(f"{path} has _target_ '{target}', which is not trusted; a model is of {' or '.join(MODELS)}")
+    for part in settings.values():
+        only_models(path, part)
+
+
 def sized(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a model with `sizes[size]` merged in, and `size` and `sizes` gone."""
     cfg = dict(plain(cfg))
@@ -96,18 +138,35 @@ def sized(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Tensors and plain data of a Lightning checkpoint, on the CPU.
+    """Tensors and plain data of a Lightning checkpoint, or of a folder of `worldmodels export-model`, on the CPU.
 
     Raises:
-        UserError: the file is missing, truncated, or holds anything but tensors and plain data.
+        UserError: it is missing, truncated, not what its hash says, or holds anything but tensors and plain data.
+    """
+    from worldmodels.portable.folder import folder_of, read_model
+
+    path = Path(path).resolve()
+    if (folder := folder_of(path)) is not None:
+        return read_model(folder).checkpoint()
+    checkpoint = read_tensors(path)
+    if not isinstance(checkpoint, dict) or "model" not in checkpoint.get("hyper_parameters", {}):
+        raise UserError(f"{path} is no checkpoint of this program; give the path of a best.ckpt or last.ckpt")
+    only_models(path, checkpoint["hyper_parameters"]["model"])
+    return checkpoint
+
+
+def read_tensors(path: Path) -> Any:
+    """What `torch.save` wrote, if it is tensors and plain data, on the CPU.
+
+    Raises:
+        UserError: the file is missing, truncated, or holds anything else.
     """
     import torch
 
-    path = Path(path).resolve()
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}; make one with `worldmodels train experiment=... out=...`")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than tensors and plain data, so it is not loaded; "
@@ -117,9 +176,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"the checkpoint {path} is truncated or damaged; use another one of its folder, or train again"
         ) from error
-    if not isinstance(checkpoint, dict) or "model" not in checkpoint.get("hyper_parameters", {}):
-        raise UserError(f"{path} is no checkpoint of this program; give the path of a best.ckpt or last.ckpt")
-    return checkpoint
 
 
 def load_learner(checkpoint: str | Path) -> Any:

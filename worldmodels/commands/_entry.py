@@ -67,10 +67,11 @@ def enter(cfg: DictConfig) -> Entry:
     run, agent, frames = f"{cfg.policy} {cfg.seed}", cfg.policy, {"size": cfg.size, "colour": cfg.colour}
     if cfg.checkpoint is not None:
         from worldmodels.learners.policy import load_policy
+        from worldmodels.portable.folder import digest_of, folder_of
 
         policy, card = load_policy(cfg.checkpoint)
         path = Path(cfg.checkpoint).resolve()
-        run, agent = hashlib.sha256(path.read_bytes()).hexdigest()[:12], path.parent.name
+        run, agent = digest_of(path)[:12], (folder_of(path) or path.parent).name
     game = _game(cfg, card)
     facts = game_facts(game)
     if cfg.store is not None:

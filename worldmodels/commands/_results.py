@@ -1,6 +1,5 @@
 """What the commands that judge a checkpoint share: opening it beside a store, not doing work twice, metrics.json."""
 
-import hashlib
 import json
 import signal
 from collections.abc import Mapping
@@ -13,13 +12,15 @@ from worldmodels.config import load_learner, plain, read_checkpoint
 from worldmodels.data.disk import make_folder, write_json
 
 FILES = ("checkpoint", "baseline", "lpips", "fvd")
-"""Settings that name a file, of whatever command has them."""
+"""Settings that name a file or a model's folder, of whatever command has them."""
 
 
 def settings_of(cfg: DictConfig, store: Any) -> dict[str, Any]:
     """All that decides the result: the settings, and what is in the files and the store that they name."""
+    from worldmodels.portable.folder import digest_of
+
     files = [(name, Path(str(cfg[name]))) for name in FILES if cfg.get(name)]
-    digests = {f"{name}_sha256": hashlib.sha256(p.read_bytes()).hexdigest() for name, p in files if p.is_file()}
+    digests = {f"{name}_sha256": digest_of(p) for name, p in files if p.exists()}
     return {**plain(cfg), **digests, "store_uuid": store.uuid, "rows": int(store.offsets[-1])}
 
 

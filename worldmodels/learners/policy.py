@@ -1,8 +1,6 @@
 """What all learners of policies share: building and loading a policy, which rows of a log count, and the optimiser."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from worldmodels.config import build, read_checkpoint
+from worldmodels.config import build_policy, read_checkpoint
 from worldmodels.data.sampling import even_windows
 from worldmodels.learners.base import Learner
 from worldmodels.learners.world_model import decay_groups
@@ -20,28 +18,6 @@ from worldmodels.types import Segment, UserError
 
 FRAMES = 512
 """How many frames tell an encoder what frames are like."""
-
-
-def build_policy(model: dict[str, Any], card: dict[str, Any], actions: Sequence[int]) -> RecurrentPolicy:
-    """The policy that `model` describes, for frames as those of the dataset card.
-
-    Args:
-        model: settings for `config.build`, with those of its `head` (nn/heads.py) among them.
-        card: of the log that it learns from.
-        actions: indices into the 18-action set that it may take.
-
-    Raises:
-        UserError: the settings build nothing, or the frames are not square.
-    """
-    settings, obs = dict(model), card["obs"]
-    if obs["height"] != obs["width"]:
-        raise UserError(
-            f"policies see square frames but the store's are {obs['height']}x{obs['width']}: give data.transform.size"
-        )
-    if "head" not in settings:
-        raise UserError(f"model {settings.get('_target_')} is no policy; give model=actor_critic or action_values")
-    head = partial(build, settings.pop("head"))
-    return build(settings, image_channels=obs["channels"], image_size=obs["height"], actions=actions, head=head)
 
 
 def load_policy(checkpoint: str | Path) -> tuple[RecurrentPolicy, dict[str, Any]]:
