@@ -6,7 +6,6 @@ github.com/eloialonso/diamond (measured against commit 5bcd159). Without it noth
 
 import argparse
 import importlib
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,27 +21,11 @@ from worldmodels.config import build, conf_dir, plain, sized
 from worldmodels.models.denoiser import to_float
 from worldmodels.models.diffusion import DiffusionWorldModel
 from worldmodels.ops.edm import add_noise, training_sigmas
+from worldmodels.portable.diamond import our_name, world_names
 from worldmodels.types import Segment, UserError
 
 LIMIT = 1e-5
-NAMES = [  # (theirs, ours), applied in order
-    (r"^inner_model\.|^encoder\.(?!level)", ""),
-    (r"noise_emb\.weight", "noise_embedding.frequency"),
-    (r"act_emb\.(0\.)?", "action_embedding."),
-    (r"cond_proj", "condition"),
-    (r"norm_out\.norm", "norm_out"),
-    (r"unet\.d_blocks\.(\d)\.resblocks", r"unet.encoder.levels.\1"),
-    (r"unet\.u_blocks\.(\d)\.resblocks", r"unet.levels.\1"),
-    (r"unet\.mid_blocks\.resblocks", "unet.encoder.middle"),
-    (r"unet\.downsamples\.(\d)\.conv", r"unet.encoder.down.\1"),
-    (r"unet\.upsamples", "unet.up"),
-    (r"^blocks\.4\.resblocks", "encoder.middle"),
-    (r"^blocks\.(\d)\.resblocks", r"encoder.levels.\1"),
-    (r"^downsamples\.(\d)\.conv", r"encoder.down.\1"),
-    (r"\.proj\.", ".skip."),
-    (r"\.attn\.norm\.norm", ".attention.norm"),
-    (r"\.attn\.(qkv|out)_proj", r".attention.\1"),
-]
+NAMES = world_names(levels=4)
 
 
 def load(path: Path) -> SimpleNamespace:
@@ -108,10 +91,7 @@ def copy_weights(ours: nn.Module, other: nn.Module) -> None:
     """Put our weights into the reference's module, by name; every one must find its place and have its shape."""
     weights, left = dict(other.state_dict()), dict(ours.state_dict())
     for name, value in weights.items():
-        mine = name
-        for pattern, replacement in NAMES:
-            mine = re.sub(pattern, replacement, mine)
-        weights[name] = left.pop(mine).reshape(value.shape)
+        weights[name] = left.pop(our_name(name, NAMES)).reshape(value.shape)
     if left:
         raise AssertionError(f"the reference has no place for {sorted(left)}")
     other.load_state_dict(weights)
@@ -235,10 +215,7 @@ def _gradients_apart(ours: nn.Module, other: nn.Module) -> float:
     theirs_ = {name: p.grad for name, p in other.named_parameters()}
     mine: list[Tensor] = []
     for name, p in other.named_parameters():
-        key = name
-        for pattern, replacement in NAMES:
-            key = re.sub(pattern, replacement, key)
-        gradient = ours.get_parameter(key).grad
+        gradient = ours.get_parameter(our_name(name, NAMES)).grad
         assert gradient is not None
         mine.append(gradient.reshape(p.shape).flatten())
     a, b = torch.cat(mine), torch.cat([g.flatten() for g in theirs_.values() if g is not None])

@@ -155,8 +155,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def read_tensors(path: Path) -> Any:
-    """What `torch.save` wrote, if it is tensors and plain data, on the CPU.
+def read_tensors(path: Path, hint: str = "make one with `worldmodels train experiment=... out=...`") -> Any:
+    """What `torch.save` wrote, if it is tensors and plain data, on the CPU; the `hint` is for those who have no file.
 
     Raises:
         UserError: the file is missing, truncated, or holds anything else.
@@ -164,13 +164,12 @@ def read_tensors(path: Path) -> Any:
     import torch
 
     if not path.is_file():
-        raise UserError(f"no checkpoint at {path}; make one with `worldmodels train experiment=... out=...`")
+        raise UserError(f"no checkpoint at {path}; {hint}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} holds more than tensors and plain data, so it is not loaded; "
-            "only checkpoints written by this program are accepted"
+            f"{path} holds more than tensors and plain data, so it is not loaded: reading it could run somebody's code"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(

@@ -1,0 +1,24 @@
+"""Make models of this program of an agent that DIAMOND's code trained: its world model and its policy."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from worldmodels.config import command
+
+
+@command("import-diamond")
+def main(cfg: DictConfig) -> None:
+    """Write `out`/world_model and `out`/policy, and print where they are."""
+    from worldmodels.portable.diamond import convert
+    from worldmodels.portable.folder import write_model
+
+    out, models = Path(cfg.out).absolute(), convert(cfg.agent, cfg.game.name)
+    for name, (about, weights) in models.items():
+        if not write_model(out / name, about, weights):
+            print(f"this very {about['kind']} lies there already")
+        print(out / name)
+
+
+if __name__ == "__main__":
+    main()
