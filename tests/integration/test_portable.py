@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import QUICK, ROOT, environment
-from worldmodels.config import load_learner, plain, read_checkpoint, sized
+from worldmodels.config import load_learner, plain, sized
 from worldmodels.data.card import card_digest
 from worldmodels.data.store import Store
 from worldmodels.imagination import RandomPolicy, imagine
@@ -77,6 +77,8 @@ def test_dreams_need_no_store_and_no_lightning(models: Path) -> None:
     )
     printed = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment(), cwd=ROOT)
     assert printed.strip() == "[]"
+    with pytest.raises(UserError, match="holds no start frames"):
+        read_starts(models / "policy")
     model, starts = load_learner(models / "world" / "best.ckpt").model, read_starts(models / "model")
     assert starts.obs.shape == (3, 4, 3, 20, 20)
     dream = imagine(model, RandomPolicy([0, 3, 4]), starts, 2, torch.Generator().manual_seed(0))
@@ -101,26 +103,22 @@ def test_the_model_card_tells_what_the_run_recorded(models: Path) -> None:
     assert (front.pipeline_tag, front.license) == ("reinforcement-learning", None)
 
 
-def test_every_command_takes_a_folder(models: Path, catch_store: Path, in_process: RUN, tmp_path: Path) -> None:
-    model, store = f"checkpoint={models / 'model'}", f"store={catch_store}"
-    brief = ["horizon=1", "burn_in=2", "rollouts=2", "shown=1"]
+def test_commands_take_a_folder_as_a_checkpoint(
+    models: Path, catch_store: Path, in_process: RUN, tmp_path: Path
+) -> None:  # imagine, finetune and evaluate do in test_diamond_weights.py
     judged = ["windows=4", "horizons=[1]", "burn_in=2", "reward_rows=20", "other_actions.windows=0", "spread.windows=0"]
-    dream = ["train", "experiment=catch_actor_critic", f"learner.world_model={models / 'model'}"]
+    both = [f"checkpoint={models / 'model'}", f"baseline={models / 'world' / 'best.ckpt'}"]
+    dream = [f"learner.world_model={models / 'model'}", f"learner.policy={models / 'policy'}"]
     for out, line in {
-        "imagine": ["imagine", model, store, *brief],
-        "quality": ["quality", model, f"baseline={models / 'world' / 'best.ckpt'}", store, *judged],
-        "finetune": ["finetune", model, store, *SETTINGS, "data.length=5", "data.left_padding=4", "scratch=false",
-                     "data.validation.length=4", "learner.horizons=[1,2]", "data.event_share=0", "compile=false",
-                     "windows=4", "horizons=[1]", "burn_in=2"],
-        "actor_critic": [*dream, f"learner.policy={models / 'policy'}", store, *SETTINGS],
-    }.items():  # fmt: skip
-        code, _, err = in_process(*line, f"out={tmp_path / out}")
+        "quality": ["quality", *both, *judged],
+        "actor_critic": ["train", "experiment=catch_actor_critic", *dream, *SETTINGS],
+    }.items():
+        code, _, err = in_process(*line, f"store={catch_store}", f"out={tmp_path / out}")
         assert code == 0, err
     quality = json.loads((tmp_path / "quality" / "metrics.json").read_text())
     assert quality["psnr_db"] == quality["baseline"]["psnr_db"], "the folder and the checkpoint are one model"
     sha = json.loads((models / "model" / "model.json").read_text())["sha256"]
     assert quality["settings"]["checkpoint_sha256"] == sha
-    assert read_checkpoint(tmp_path / "finetune" / "finetuned" / "best.ckpt")["hyper_parameters"]["model"]
 
 
 def test_what_is_there_is_never_overwritten(models: Path, in_process: RUN, tmp_path: Path) -> None:
@@ -198,7 +196,7 @@ FAULTS = {
     "describes no model": lambda folder: (folder / "model.json").write_text("[]"),
     "version 2": lambda folder: rewrite(folder, version=2),
     "another action vocabulary": lambda folder: rewrite(folder, actions={"vocabulary": ["A"], "legal": [0]}),
-    "no start frames": lambda folder: rewrite(folder, files={}),
+    "names the files": lambda folder: rewrite(folder, files={"../model.safetensors": ""}),
 }
 
 
@@ -225,6 +223,7 @@ def test_mistakes_end_in_one_sentence(models: Path, catch_store: Path, in_proces
         (["export-model", world, "starts=-1"], "starts=-1 must be a whole number"),
         (["export-model", world, f"store={catch_store}", "starts=2"], "no episode of more than 32 steps"),
         (["export-model", f"checkpoint={tmp_path / 'none.ckpt'}"], "no checkpoint at"),
+        (["finetune", f"checkpoint={tmp_path / 'changed'}", f"store={catch_store}"], "its SHA-256 is"),
     ):
         out = tmp_path / "out"
         code, _, err = in_process(*line, f"out={out}")

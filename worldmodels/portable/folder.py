@@ -16,6 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -118,10 +119,10 @@ def write_model(out: Path, about: About, weights: Mapping[str, Tensor], starts: 
         UserError: the folder holds something else, which stays, or the disk refuses.
     """
     out = on_disk(out)
-    data = {WEIGHTS: save({name: value.contiguous() for name, value in weights.items()})}
+    data = {WEIGHTS: _bytes(weights)}
     if starts is not None:
         columns = {field.name: getattr(starts, field.name) for field in fields(Segment) if field.name != "side"}
-        data[STARTS] = save({name: value.contiguous() for name, value in columns.items()})
+        data[STARTS] = _bytes(columns)
     about = about | {"parameters": sum(value.numel() for value in weights.values())}
     about["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in data.items()}
     about["sha256"] = _digest(about)
@@ -196,9 +197,23 @@ def read_about(folder: Path) -> About:
         raise UserError(f"{path} is not as it was written: its own SHA-256 differs; export or pull the model again")
     if about["card_sha256"] != card_digest(about["card"]):
         raise UserError(f"the dataset card in {path} is not the one of card_sha256; export or pull the model again")
+    if not {WEIGHTS} <= set(about["files"]) <= set(FILES):
+        raise UserError(f"{path} names the files {sorted(about['files'])}, where {WEIGHTS} and {STARTS} may be")
     if about["actions"]["vocabulary"] != ACTIONS:
         raise UserError(f"{path} has another action vocabulary than ALE's {len(ACTIONS)} actions, the only one known")
     only_models(path, about["model"])
+    return about
+
+
+def check_files(folder: Path) -> About:
+    """The content of model.json, once every file that it names is known to be there and as it was written.
+
+    Raises:
+        UserError: as `read_about`, or a file is missing or another.
+    """
+    about = read_about(folder)
+    for name in about["files"]:
+        _tensors(folder, about, name)
     return about
 
 
@@ -251,6 +266,11 @@ def rebuild(about: About, weights: Mapping[str, Tensor], where: object) -> nn.Mo
     except RuntimeError as error:
         raise UserError(f"the weights in {where} do not fit the model it describes; export it again") from error
     return model.eval().requires_grad_(False)
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """As safetensors, which holds tensors that lie in order and share no memory."""
+    return save({name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()})
 
 
 def _tensors(folder: Path, about: About, name: str) -> dict[str, Tensor]:
