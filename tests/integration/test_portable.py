@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import QUICK, ROOT, environment
 from worldmodels.config import load_learner, plain, sized
 from worldmodels.data.card import card_digest
+from worldmodels.data.sources.catch_play import catch_card
 from worldmodels.data.store import Store
 from worldmodels.imagination import RandomPolicy, imagine
 from worldmodels.learners.fit import fit
 from worldmodels.learners.policy import load_policy
 from worldmodels.portable.export import export_model
-from worldmodels.portable.folder import load_model, read_starts
+from worldmodels.portable.folder import _digest, describe, load_model, read_starts
 from worldmodels.types import ACTIONS, UserError
 
 RUN = Callable[..., tuple[int, str, str]]
@@ -137,10 +138,13 @@ def test_what_is_there_is_never_overwritten(models: Path, in_process: RUN, tmp_p
     assert (first["source"], first["run"], second["licence"]) == (second["source"], second["run"], "mit")
 
 
+def test_a_figure_that_is_no_number_is_none() -> None:
+    run = describe({}, catch_card(0), run={"metrics": {"score": float("nan"), "steps": 2}})["run"]
+    assert run == {"metrics": {"score": None, "steps": 2}}
+
+
 def rewrite(folder: Path, **changes: object) -> None:
     """Change model.json as one would who wants it to be believed: its own hash is mended."""
-    from worldmodels.portable.folder import _digest
-
     about = json.loads((folder / "model.json").read_text()) | changes
     (folder / "model.json").write_text(json.dumps(about | {"sha256": _digest(about)}))
 

@@ -96,11 +96,12 @@ def describe(
         "card_sha256": card_digest(card),
         "protocol": protocol,
         "transform": dict(transform or {}),
-        "run": dict(run or {}),
+        # a figure that is no number is none: other programs' JSON knows no NaN
+        "run": json.loads(json.dumps(run or {}), parse_constant=lambda _: None),
         "source": dict(source or {}),
         "licence": licence,
     }
-    return json.loads(json.dumps(about))
+    return json.loads(json.dumps(about))  # as it will be read: tuples are lists
 
 
 def write_model(out: Path, about: About, weights: Mapping[str, Tensor], starts: Segment | None = None) -> bool:
