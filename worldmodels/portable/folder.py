@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from worldmodels import __version__
 from worldmodels.config import build, build_policy, only_models
-from worldmodels.data.card import card_digest
+from worldmodels.data.card import card_digest, validate_card
 from worldmodels.data.disk import atomic, disk_errors, make_folder, on_disk, read_json, write_json
 from worldmodels.portable.readme import readme
 from worldmodels.types import ACTIONS, Segment, UserError
@@ -31,7 +31,10 @@ from worldmodels.types import ACTIONS, Segment, UserError
 ABOUT, WEIGHTS, STARTS, README = "model.json", "model.safetensors", "starts.safetensors", "README.md"
 FILES = (ABOUT, WEIGHTS, STARTS, README)
 FORMAT, VERSION = "worldmodels model", 1
-NEEDED = ("kind", "model", "actions", "card", "card_sha256", "transform", "files", "sha256")
+NEEDED = dict.fromkeys(("kind", "sha256"), str) | dict.fromkeys(
+    ("model", "actions", "card", "transform", "files"), dict
+)
+KINDS = ("world model", "policy")
 
 About = dict[str, Any]
 
@@ -89,7 +92,7 @@ def describe(
         "format": FORMAT,
         "version": VERSION,
         "written_by": f"worldmodels {__version__}",
-        "kind": "world model" if actions is None else "policy",
+        "kind": KINDS[actions is not None],
         "model": dict(model),
         "actions": {"vocabulary": ACTIONS, "legal": list(card["action_set"] if actions is None else actions)},
         "card": dict(card),
@@ -192,15 +195,18 @@ def read_about(folder: Path) -> About:
             f"{path} is of version {about.get('version')}, and this program reads version {VERSION}; install the "
             f"version that wrote it, {about.get('written_by')}, or a newer one"
         )
-    if missing := [name for name in NEEDED if name not in about]:
+    if missing := [name for name, kind in NEEDED.items() if not isinstance(about.get(name), kind)]:
         raise UserError(f"{path} lacks {missing[0]}, so that nothing can be built; export or pull the model again")
     if about["sha256"] != _digest(about):
         raise UserError(f"{path} is not as it was written: its own SHA-256 differs; export or pull the model again")
-    if about["card_sha256"] != card_digest(about["card"]):
+    validate_card(about["card"], f"the dataset card in {path}")
+    if about.get("card_sha256") != card_digest(about["card"]):
         raise UserError(f"the dataset card in {path} is not the one of card_sha256; export or pull the model again")
     if not {WEIGHTS} <= set(about["files"]) <= set(FILES):
         raise UserError(f"{path} names the files {sorted(about['files'])}, where {WEIGHTS} and {STARTS} may be")
-    if about["actions"]["vocabulary"] != ACTIONS:
+    if about["kind"] not in KINDS:
+        raise UserError(f"{path} is of a {about['kind']}, which is neither a {' nor a '.join(KINDS)}")
+    if about["actions"].get("vocabulary") != ACTIONS:
         raise UserError(f"{path} has another action vocabulary than ALE's {len(ACTIONS)} actions, the only one known")
     only_models(path, about["model"])
     return about
