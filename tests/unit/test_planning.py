@@ -1,17 +1,23 @@
 """Searches over small exact models: what they find, and that both backends grow the same trees."""
 
 import functools
+import inspect
+import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from tests.conformance import check_policy
-from worldmodels.planning.gumbel import gumbel_search
+from worldmodels.config import build, conf_dir, plain
+from worldmodels.planning.gumbel import considered_visits, gumbel_noise, gumbel_search
 from worldmodels.planning.policy import SearchPolicy
-from worldmodels.planning.puct import puct_search
+from worldmodels.planning.puct import dirichlet_noise, puct_search
+from worldmodels.planning.sampled import sampled_logits, sampled_search
 from worldmodels.planning.tree import Root
-from worldmodels.types import RecurrentOutput, State
+from worldmodels.types import RecurrentOutput, State, UserError
 
 SEARCHES = {"gumbel": gumbel_search, "puct": puct_search}
 BACKENDS = ("numba", "torch")
@@ -81,3 +87,280 @@ def test_a_policy_of_callables_is_a_policy(search, noise: bool) -> None:
     alone = torch.cat([policy.act(frames[i : i + 1], policy.start(1))[0] for i in range(12)])
     assert torch.equal(alone, policy.act(frames, state)[0])
     assert (torch.stack(acts) == acts[0]).all() != noise
+
+
+def optimal_q(reward: Tensor, discount: Tensor, following: Tensor) -> Tensor:
+    """(S, A) by value iteration."""
+    q = torch.zeros_like(reward)
+    for _ in range(500):
+        q = reward + discount * q.amax(1)[following]
+    return q
+
+
+@both_searches
+@both_backends
+def test_q_of_the_root_converges_to_the_optimal_one(search, backend: str) -> None:
+    g = torch.Generator().manual_seed(4)
+    states, actions = 5, 3
+    reward = torch.rand(states, actions, generator=g, dtype=torch.float64)
+    discount = torch.full_like(reward, 0.5)
+    discount[1] = 0
+    following = torch.randint(0, states, (states, actions), generator=g)
+    q = optimal_q(reward, discount, following)
+
+    # Values above all that can be reached, or Gumbel MuZero need never try what the model thinks little of.
+    def step(state: State, action: Tensor) -> tuple[RecurrentOutput, State]:
+        at, new = (state["s"], action), following[state["s"], action]
+        return RecurrentOutput(reward[at], discount[at], torch.zeros(len(new), actions).double(), hopes[new]), {
+            "s": new
+        }
+
+    hopes = torch.full((states,), 2.0, dtype=torch.float64)
+    root = Root(torch.zeros(states, actions).double(), hopes, {"s": torch.arange(states)})
+    errors = []
+    for simulations in (8, 100):
+        result = search(step, root, simulations, backend=backend)
+        errors.append((result.q - q).abs().gather(1, result.action[:, None]).max())
+    assert torch.equal(result.action, q.argmax(1))
+    assert errors[1] < 0.05
+    assert errors[1] < 0.5 * errors[0]
+
+
+@both_searches
+def test_given_draws_replay_a_search_and_the_generator_makes_them(search) -> None:
+    toy = Toy(6)
+    root = toy.root(8)
+
+    def run(**settings):
+        return search(toy.step, root, 20, **settings)
+
+    first, again, other = (run(generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert torch.equal(first.tree.parent, again.tree.parent)
+    assert torch.equal(first.action, again.action)
+    assert not torch.equal(first.visits, other.visits)
+    legal = torch.full((8, 6), 0.3, dtype=torch.float64)
+    g = torch.Generator().manual_seed(1)
+    noise = gumbel_noise(legal, g) if search is gumbel_search else dirichlet_noise(legal, g)
+    assert torch.equal(run(noise=noise).visits, first.visits)
+    assert torch.equal(run().visits, run().visits)
+
+
+@both_searches
+@both_backends
+def test_illegal_actions_are_never_taken_and_get_no_weight(search, backend: str) -> None:
+    toy = Toy(6)
+    root = toy.root(16)
+    mask = torch.ones(16, 6, dtype=torch.bool)
+    for row in range(16):
+        mask[row, row % 6] = mask[row, (row // 2) % 6] = False
+    result = search(toy.step, root, 16, invalid=mask, generator=torch.Generator().manual_seed(0), backend=backend)
+    assert result.visits[mask].eq(0).all()
+    assert result.action_weights[mask].eq(0).all()
+    assert not mask.gather(1, result.action[:, None]).any()
+    torch.testing.assert_close(result.action_weights.sum(1), torch.ones(16, dtype=torch.float64))
+    by_logits = root._replace(prior_logits=root.prior_logits.masked_fill(mask, -torch.inf))
+    told = search(toy.step, by_logits, 16, backend=backend)
+    assert torch.equal(told.visits, search(toy.step, root, 16, invalid=mask, backend=backend).visits)
+
+
+@both_searches
+@both_backends
+def test_terminal_transitions_are_worth_their_reward(search, backend: str) -> None:
+    toy = Toy(3)
+
+    def ending(state: State, action: Tensor) -> tuple[RecurrentOutput, State]:
+        output, state = toy.step(state, action)
+        return output._replace(discount=torch.zeros_like(output.discount), reward=action.double()), state
+
+    root = toy.root(4)
+    result = search(ending, root._replace(prior_logits=torch.zeros(4, 3).double()), 30, backend=backend)
+    assert (result.visits > 0).all()
+    assert torch.equal(result.q, torch.arange(3.0, dtype=torch.float64).expand(4, 3))
+    assert (result.action == 2).all()
+
+
+def test_considered_visits_are_those_of_sequential_halving() -> None:
+    table = considered_visits(4, 8)
+    assert table[0] == table[1] == list(range(8))
+    assert table[2] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert table[4] == [0, 0, 0, 0, 1, 1, 2, 2]
+    assert considered_visits(16, 1)[16] == [0]
+
+
+@both_backends
+def test_fewer_legal_actions_than_are_to_be_considered(backend: str) -> None:
+    toy = Toy(4)
+    mask = torch.tensor([[False, True, True, True], [False, False, True, True], [False] * 4])
+    result = gumbel_search(toy.step, toy.root(3), 12, max_considered=16, invalid=mask, backend=backend)
+    assert result.visits.tolist()[0] == [12, 0, 0, 0]
+    assert result.visits[1].tolist() == [6, 6, 0, 0]
+    assert (result.visits[2] > 0).all()
+
+
+def spoilt(toy: Toy, name: str, value: float, row: int, at: int) -> Callable[..., tuple[RecurrentOutput, State]]:
+    """The model, with one number of one output replaced in one call."""
+    calls = itertools.count()
+
+    def step(state: State, action: Tensor) -> tuple[RecurrentOutput, State]:
+        output, state = toy.step(state, action)
+        if next(calls) == at:
+            output = RecurrentOutput(*(x.clone() for x in output))
+            getattr(output, name)[row] = value
+        return output, state
+
+    return step
+
+
+@both_searches
+@both_backends
+@pytest.mark.parametrize("name", RecurrentOutput._fields)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_no_number_is_told_with_row_simulation_and_tensor(
+    search, backend: str, name: str, value: float
+) -> None:
+    toy = Toy(3)
+    told = f"the model's {name} is no finite number in row 2 of the batch in simulation 5 of the search"
+    with pytest.raises(UserError, match=told):
+        search(spoilt(toy, name, value, row=2, at=5), toy.root(4), 9, backend=backend)
+    for last in (0, 8):
+        with pytest.raises(UserError, match=f"in simulation {last} "):
+            search(spoilt(toy, name, value, row=2, at=last), toy.root(4), 9, backend=backend)
+    root = toy.root(4)
+    spoilt_root = root._replace(value=root.value.clone().index_fill(0, torch.tensor([3]), torch.nan))
+    with pytest.raises(UserError, match="the model's value is no finite number in row 3 of the batch at the root"):
+        search(toy.step, spoilt_root, 9, backend=backend)
+
+
+@both_searches
+@both_backends
+def test_nodes_without_a_legal_action_are_told(search, backend: str) -> None:
+    toy = Toy(3)
+    mask = torch.zeros(4, 3, dtype=torch.bool)
+    mask[1] = True
+    with pytest.raises(UserError, match="no action is legal in row 1 of the batch at the root"):
+        search(toy.step, toy.root(4), 9, invalid=mask, backend=backend)
+    with pytest.raises(UserError, match="no action is legal in row 1 of the batch at the node of simulation 0"):
+        search(toy.step, toy.root(4), 9, invalid_inside=mask, backend=backend)
+    with pytest.raises(UserError, match="no action is legal in row 2 of the batch at the node of simulation 5"):
+        search(spoilt(toy, "prior_logits", -torch.inf, row=2, at=5), toy.root(4), 9, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("search", "settings", "sentence"),
+    [
+        (gumbel_search, {"num_simulations": 0}, "num_simulations=0 must be a whole number of at least 1"),
+        (puct_search, {"num_simulations": 2.5}, "num_simulations=2.5 must be a whole number"),
+        (gumbel_search, {"max_depth": 0}, "max_depth=0 must be a whole number of at least 1"),
+        (gumbel_search, {"max_considered": 0}, "max_considered=0 must be"),
+        (gumbel_search, {"backend": "cuda"}, "backend=cuda is unknown; choose auto, numba or torch"),
+        (gumbel_search, {"noise": torch.zeros(4, 2)}, "noise has shape"),
+        (puct_search, {"noise": torch.zeros(4, 2)}, "noise has shape"),
+        (puct_search, {"dirichlet_fraction": 1.5}, "dirichlet_fraction=1.5 must lie between 0 and 1"),
+        (puct_search, {"dirichlet_alpha": 0}, "dirichlet_alpha=0 must be above 0"),
+        (puct_search, {"pb_c_base": -1}, "pb_c_base=-1 must be above 0"),
+        (puct_search, {"temperature": -1}, "temperature=-1 must be 0 or more"),
+        (puct_search, {"invalid": torch.zeros(4, 3)}, "invalid is .* a mask of these roots is"),
+        (puct_search, {"invalid_inside": torch.zeros(3, 3, dtype=torch.bool)}, "invalid_inside is"),
+        (sampled_search, {"samples": 0}, "samples=0 must be"),
+        (sampled_search, {"sample_temperature": 0}, "sample_temperature=0 must be above 0"),
+        (sampled_search, {"draws": torch.zeros(4, 9, 20)}, "draws has shape"),
+    ],
+)
+def test_settings_out_of_range_are_refused_in_a_sentence(search, settings: dict, sentence: str) -> None:
+    toy = Toy(3)
+    with pytest.raises(UserError, match=sentence):
+        search(toy.step, toy.root(4), **{"num_simulations": 9} | settings)
+
+
+def test_roots_whose_shapes_do_not_agree_are_refused() -> None:
+    toy = Toy(3)
+    root = toy.root(4)
+    with pytest.raises(UserError, match=r"the root has prior_logits \(4, 3\) and value \(3,\)"):
+        gumbel_search(toy.step, root._replace(value=root.value[:3]), 9)
+    with pytest.raises(UserError, match="state 'h' of the root has 3 rows but its value has 4"):
+        gumbel_search(toy.step, root._replace(state={"h": root.state["h"][:3]}), 9)
+
+
+@both_searches
+def test_networks_that_want_gradients_or_give_half_precision_are_searched(search) -> None:
+    toy = Toy(4, torch.float32)
+    root = toy.root(4)
+    wanted = Root(*(x.clone().requires_grad_() for x in root[:2]), {"h": root.state["h"].clone().requires_grad_()})
+    result = search(toy.step, wanted, 8)
+    assert torch.equal(result.visits, search(toy.step, root, 8).visits)
+    (torch.log_softmax(wanted.prior_logits, -1) * result.action_weights).sum().backward()
+    assert wanted.prior_logits.grad is not None
+
+    def half(state: State, action: Tensor) -> tuple[RecurrentOutput, State]:
+        output, state = toy.step(state, action)
+        return RecurrentOutput(*(x.bfloat16() for x in output)), state
+
+    rough = Root(root.prior_logits.bfloat16(), root.value.bfloat16(), root.state)
+    a, b = (search(half, rough, 8, backend=backend) for backend in BACKENDS)
+    assert torch.equal(a.visits, b.visits)
+    assert a.action_weights.dtype == torch.float32
+
+
+def test_temperature_of_acting_by_visits() -> None:
+    toy = Toy(4)
+    root = Root(
+        *(x[:1].expand(4000, *x.shape[1:]) for x in toy.root(1)[:2]), {"h": toy.root(1).state["h"].expand(4000, 8)}
+    )
+    frequency = {}
+    for temperature in (1.0, 0.5, 0.0):
+        g = torch.Generator().manual_seed(0)
+        result = puct_search(
+            toy.step, root, 10, noise=torch.full((4000, 4), 0.25), generator=g, temperature=temperature
+        )
+        frequency[temperature] = torch.bincount(result.action, minlength=4) / 4000
+    share = result.action_weights[0].float()
+    assert (frequency[1.0] - share).abs().max() < 0.03
+    assert (frequency[0.5] - share**2 / (share**2).sum()).abs().max() < 0.03
+    assert frequency[0.0].max() == 1
+
+
+def test_sampled_actions_and_their_prior() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]], dtype=torch.float64)
+    pi, k = torch.softmax(logits, -1), 2000
+    uniform = torch.rand(1, k, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for tau in (1.0, 2.0):
+        many = torch.softmax(sampled_logits(logits, k, tau, uniform), -1)
+        # with many draws the share is beta, and what is left is the policy itself
+        assert (many - pi).abs().max() < 0.05
+        assert many[0, 3] == 0
+    few = sampled_logits(logits, 3, 1.0, torch.tensor([[0.0, 0.99999, 0.99]], dtype=torch.float64))
+    # drawn once and twice of three, with tau = 1: the prior is the share of the draws
+    assert torch.allclose(torch.softmax(few, -1), torch.tensor([[1 / 3, 0, 2 / 3, 0]], dtype=torch.float64))
+    best = torch.softmax(sampled_logits(logits, 2, 1.0, None), -1)
+    assert torch.allclose(best, torch.softmax(torch.tensor([[-torch.inf, 1, 2, -torch.inf]], dtype=torch.float64), -1))
+
+
+@both_backends
+def test_sampled_search_visits_what_it_drew_and_replays(backend: str) -> None:
+    toy = Toy(40)
+    root = toy.root(8)
+    mask = torch.arange(40).expand(8, 40) % 3 == 0
+    draws = torch.rand(8, 31, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    run = functools.partial(sampled_search, toy.step, root, 30, invalid=mask, invalid_inside=mask, backend=backend)
+    result = run(samples=5, draws=draws)
+    assert torch.equal(result.visits, run(samples=5, draws=draws).visits)
+    assert ((result.visits > 0).sum(1) <= 5).all()
+    assert ((result.tree.action < 0) | (result.tree.action % 3 != 0)).all()
+    assert torch.equal(result.action_weights > 0, result.visits > 0)
+    a, b = (run(samples=5, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    assert not torch.equal(a.visits, b.visits)
+    everything = sampled_search(toy.step, root, 30, samples=40, backend=backend)
+    assert torch.equal(everything.visits, puct_search(toy.step, root, 30, backend=backend).visits)
+
+
+@pytest.mark.parametrize("name", ["gumbel", "puct", "sampled"])
+def test_planners_are_built_from_their_settings(name: str) -> None:
+    settings = plain(OmegaConf.load(conf_dir() / "planner" / f"{name}.yaml"))
+    planner = build(settings | {"num_simulations": 5})
+    toy = Toy(3)
+    assert planner(toy.step, toy.root(2)).visits.sum(1).tolist() == [5, 5]
+    defaults = inspect.signature(planner.func).parameters
+    for key, value in planner.keywords.items():  # a yaml is no second opinion about the defaults
+        assert key == "num_simulations" or value == defaults[key].default
+    with pytest.raises(UserError, match="has no setting 'simulations'; it has num_simulations"):
+        build(settings | {"simulations": 5})

@@ -52,7 +52,7 @@ class TorchTree:
         node = leaf = action = torch.zeros_like(self.row)
         going = torch.ones_like(self.row, dtype=torch.bool)
         for depth in range(1, self.plot.max_depth + 1):
-            best = self._best(node, at_root=depth == 1)
+            best = self.scores(node, at_root=depth == 1).argmax(-1)
             leaf, action = torch.where(going, node, leaf), torch.where(going, best, action)
             child = self.children[self.row, node, best]
             going &= child >= 0
@@ -99,30 +99,30 @@ class TorchTree:
                 raise UserError(nowhere_to_go(row, simulation))
             raise UserError(bad_number(name, row, simulation))
         q, visits = self._q(torch.zeros_like(self.row))
-        return self.tree, visits, q
+        return self.tree, visits.long(), q
 
     def _q(self, node: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, A) Q and visits of a node's actions; both 0 where there was no visit."""
+        """(B, A) Q and visits of a node's actions, of one dtype; both 0 where there was no visit."""
         child = self.children[self.row, node]
         at, seen = (self.row[:, None], child.clamp(min=0)), child >= 0
         tree = self.tree
         q = tree.reward[at] + tree.discount[at] * tree.value[at]
-        return torch.where(seen, q, 0), torch.where(seen, tree.visits[at], 0)
+        return torch.where(seen, q, 0), torch.where(seen, tree.visits[at], 0).to(q.dtype)
 
-    def _best(self, node: Tensor, at_root: bool) -> Tensor:
-        """(B,) the action that the rule takes in `node`; of equals the first."""
+    def scores(self, node: Tensor, at_root: bool) -> Tensor:
+        """(B, A) of the actions of `node`, of which the rule takes the largest, of equals the first."""
         (q, visits), at, rule = self._q(node), (self.row, node), self.plot.rule
         logits = self.logits[at]
         if isinstance(rule, Puct):
             score = puct_score(logits, q, visits, self.tree.value[at], self.tree.visits[at], rule)
-            return torch.where(logits.isneginf(), -torch.inf, score).argmax(-1)
+            return torch.where(logits.isneginf(), -torch.inf, score)
         completed = completed_q(logits, q, visits, self.tree.raw_value[at])
         sigma = scaled(completed, visits, rule)
         if at_root:
             considered = rule.considered[:, self.simulation, None]
-            return halving_score(rule.bonus, sigma, visits, considered).argmax(-1)
+            return halving_score(rule.bonus, sigma, visits, considered)
         share = visits / (1 + visits.sum(-1, keepdim=True))
-        return (torch.softmax(logits + sigma, -1) - share).argmax(-1)
+        return torch.softmax(logits + sigma, -1) - share
 
 
 def puct_score(logits: Tensor, q: Tensor, visits: Tensor, value: Tensor, parent_visits: Tensor, rule: Puct) -> Tensor:
@@ -154,7 +154,7 @@ def scaled(completed: Tensor, visits: Tensor, rule: Halving) -> Tensor:
     if rule.rescale:
         low, high = completed.amin(-1, keepdim=True), completed.amax(-1, keepdim=True)
         completed = (completed - low) / (high - low).clamp(min=EPSILON)
-    return (rule.visit_offset + visits.amax(-1, keepdim=True)) * rule.value_scale * completed
+    return (rule.visit_offset + visits.amax(-1, keepdim=True).to(completed.dtype)) * rule.value_scale * completed
 
 
 def halving_score(bonus: Tensor, sigma: Tensor, visits: Tensor, considered: Tensor) -> Tensor:
