@@ -301,6 +301,26 @@ def test_networks_that_want_gradients_or_give_half_precision_are_searched(search
     assert a.action_weights.dtype == torch.float32
 
 
+def test_small_models_are_searched_on_one_thread_and_the_others_are_given_back() -> None:
+    toy, seen = Toy(3), []
+
+    def step(state: State, action: Tensor) -> tuple[RecurrentOutput, State]:
+        seen.append(torch.get_num_threads())
+        return toy.step(state, action)
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for batch in (4, 5000):
+            gumbel_search(step, toy.root(batch), 1)
+        with pytest.raises(UserError):
+            gumbel_search(spoilt(toy, "value", torch.nan, row=0, at=0), toy.root(4), 1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 2]
+
+
 def test_temperature_of_acting_by_visits() -> None:
     toy = Toy(4)
     root = Root(

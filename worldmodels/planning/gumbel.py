@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from worldmodels.planning.torch_tree import completed_q, halving_score, scaled
-from worldmodels.planning.tree import Halving, Plot, Root, SearchResult, check, grow, legal_logits
+from worldmodels.planning.tree import Halving, Plot, Root, SearchResult, check, grow, legal_logits, sparing
 from worldmodels.types import Recurrent, UserError
 
 
+@sparing
 def gumbel_search(
     recurrent: Recurrent,
     root: Root,

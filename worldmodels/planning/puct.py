@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from worldmodels.planning.tree import Plot, Puct, Root, SearchResult, check, grow, legal_logits
+from worldmodels.planning.tree import Plot, Puct, Root, SearchResult, check, grow, legal_logits, sparing
 from worldmodels.types import Recurrent, UserError
 
 
+@sparing
 def puct_search(
     recurrent: Recurrent,
     root: Root,

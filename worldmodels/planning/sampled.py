@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from worldmodels.planning.puct import puct_search
-from worldmodels.planning.tree import Root, SearchResult, check, legal_logits
+from worldmodels.planning.tree import Root, SearchResult, check, legal_logits, sparing
 from worldmodels.types import Recurrent, RecurrentOutput, State, UserError
 
 
+@sparing
 def sampled_search(
     recurrent: Recurrent,
     root: Root,

@@ -3,7 +3,9 @@
 Shapes: B roots, A actions, n simulations, N = n + 1 nodes. Node 0 is the root, node s + 1 the one of simulation s.
 """
 
-from typing import NamedTuple, Protocol
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ from torch import Tensor
 from worldmodels.types import Recurrent, RecurrentOutput, State, UserError
 
 OUTPUTS = RecurrentOutput._fields
+GRAIN = 32768
+"""Numbers in the states of all roots below which one thread is used: torch splits no elementwise work below it."""
 
 
 class Root(NamedTuple):
@@ -72,6 +76,9 @@ class SearchResult(NamedTuple):
     visits: Tensor
     q: Tensor
     tree: Tree
+
+
+Search = TypeVar("Search", bound=Callable[..., SearchResult])
 
 
 class Halving(NamedTuple):
@@ -143,6 +150,9 @@ def grow(recurrent: Recurrent, state: State, plot: Plot, backend: str) -> tuple[
         UserError: the model returns what is no number, or a node without a legal action.
     """
     batch, n = len(plot.value), plot.simulations
+    for k, v in state.items():
+        if len(v) != batch:
+            raise UserError(f"state '{k}' of the root has {len(v)} rows but its value has {batch}; give as many")
     trees = _backend(plot, backend)
     # [node, row, ...]: writing one simulation is one contiguous copy, reading is one gather.
     latents = {k: v.new_empty((n, *v.shape)) for k, v in state.items()}
@@ -150,8 +160,6 @@ def grow(recurrent: Recurrent, state: State, plot: Plot, backend: str) -> tuple[
     slots = {k: v.unbind() for k, v in latents.items()}
     gathered = {k: torch.empty_like(v, memory_format=torch.contiguous_format) for k, v in state.items()}
     for k, v in state.items():
-        if len(v) != batch:
-            raise UserError(f"state '{k}' of the root has {len(v)} rows but its value has {batch}; give as many")
         slots[k][0].copy_(v)
     for simulation in range(n):
         rows, action = trees.select()
@@ -163,6 +171,28 @@ def grow(recurrent: Recurrent, state: State, plot: Plot, backend: str) -> tuple[
             for k, slot in slots.items():
                 slot[simulation + 1].copy_(new[k])
     return trees.finish()
+
+
+def sparing(search: Search) -> Search:
+    """Decorator: one thread for a model so small that a call takes less time than waiting for other threads may.
+
+    A search makes hundreds of short calls one after the other, and each waits for all threads: on a machine with other
+    work to do, a search of 20 ms was seen to take seconds.
+    """
+
+    @functools.wraps(search)
+    def run(recurrent: Recurrent, root: Root, *args: Any, **settings: Any) -> SearchResult:
+        small = sum(v.numel() for v in root.state.values()) < GRAIN
+        if root.value.device.type != "cpu" or not small:
+            return search(recurrent, root, *args, **settings)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return search(recurrent, root, *args, **settings)
+        finally:
+            torch.set_num_threads(threads)
+
+    return cast(Search, run)
 
 
 def _backend(plot: Plot, name: str) -> Backend:
