@@ -54,6 +54,7 @@ class StoreDataModule(LightningDataModule):
         transform: `size` and `colour` of the frames, as in `Transform`.
         workers: processes that read training batches in place of the thread; the batches are the same.
         event_rows: as in `WindowSampler`.
+        right_padding: how many steps behind its episode a training window may end.
 
     Raises:
         UserError: no store, or one without episodes, at `store`; stores that do not fit; a setting out of range.
@@ -77,6 +78,7 @@ class StoreDataModule(LightningDataModule):
         transform: Mapping[str, Any] | None = None,
         workers: int = 0,
         event_rows: int | None = None,
+        right_padding: int = 0,
     ) -> None:
         super().__init__()
         self.validation = _settings(
@@ -100,9 +102,9 @@ class StoreDataModule(LightningDataModule):
             )
         self.batch_size, self.length, self.left_padding = batch_size, length, left_padding
         self.event_share, self.seed, self.prefetch, self.workers = event_share, seed, max(1, prefetch), workers
-        self.event_rows = event_rows
+        self.event_rows, self.right_padding = event_rows, right_padding
         self.replacement, self.weights, self.relabel = replacement, dict(weights or {}), relabel
-        self.best_share = best_share
+        self.best_share, self.keep_starts = best_share, False
         self._drawn = 0
         self._sampler: WindowSampler | None = None
         self._priorities: dict[str, Any] | None = None  # of a checkpoint, until they are needed
@@ -143,6 +145,7 @@ class StoreDataModule(LightningDataModule):
             self.priority,
             lag,
             self.event_rows,
+            self.right_padding,
         )
         if sampler.priorities and self._sampler:
             sampler.priorities = self._sampler.priorities
@@ -151,7 +154,7 @@ class StoreDataModule(LightningDataModule):
         self._sampler, self._priorities = sampler, None
         relabel = RELABEL[self.relabel] if isinstance(self.relabel, str) else self.relabel
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        reader = Reader(self.store, self.length, relabel)
+        reader = Reader(self.store, self.length, relabel, self.keep_starts)
         # bare, since a DataLoader around it would take a tenth of a millisecond for each batch
         return Batches(lambda: self._draws(sampler), reader, self.prefetch, self.workers, pin)
 
@@ -242,7 +245,7 @@ class StoreDataModule(LightningDataModule):
 
     def _origin(self) -> dict[str, Any]:
         keys = ("batch_size", "length", "left_padding", "event_share", "seed")
-        keys += ("replacement", "weights", "best_share", "priority", "transform", "event_rows")
+        keys += ("replacement", "weights", "best_share", "priority", "transform", "event_rows", "right_padding")
         return {"store": self.store.uuid, "episodes": len(self.store.lengths)} | {k: getattr(self, k) for k in keys}
 
 

@@ -38,16 +38,24 @@ class Draw(NamedTuple):
 
 
 class Reader(Dataset):
-    """Reads the batch that a draw asks for; any thread or process may do so."""
+    """Reads the batch that a draw asks for; any thread or process may do so.
 
-    def __init__(self, store: Any, length: int, relabel: Relabel | None) -> None:
-        self.store, self.length, self.relabel = store, length, relabel
+    Args:
+        store: read from.
+        length: transitions a window.
+        relabel: called on every batch.
+        keep_starts: tell where windows begin, in `side["starts"]`, also where they are not drawn by priority.
+    """
+
+    def __init__(self, store: Any, length: int, relabel: Relabel | None, keep_starts: bool = False) -> None:
+        self.store, self.length, self.relabel, self.keep_starts = store, length, relabel, keep_starts
 
     def read(self, draw: Draw) -> Segment:
         """The batch, relabelled."""
         segment = self.store.read(draw.starts, self.length)
         if draw.importance is not None:
             segment.side["importance"] = torch.from_numpy(draw.importance)
+        if draw.importance is not None or self.keep_starts:
             segment.side["starts"] = torch.from_numpy(draw.starts)
         return self.relabel(segment, draw.starts, self.store, draw.rng) if self.relabel else segment
 

@@ -4,6 +4,8 @@ from math import isqrt
 
 import numpy as np
 
+from worldmodels.ops.draws import mixed
+
 _ROUNDS = 8  # fewer leave traces of the order where n is a handful
 
 
@@ -37,13 +39,6 @@ def _feistel(x: np.ndarray, height: np.uint64, width: np.uint64, keys: np.ndarra
     """A bijection of the integers below height * width: row and column in turn are moved by what the other one says."""
     row, column = x // width, x % width
     for k in range(0, _ROUNDS, 2):
-        row = (row + _mixed(column ^ keys[k]) % height) % height
-        column = (column + _mixed(row ^ keys[k + 1]) % width) % width
+        row = (row + mixed(column ^ keys[k]) % height) % height
+        column = (column + mixed(row ^ keys[k + 1]) % width) % width
     return row * width + column
-
-
-def _mixed(x: np.ndarray) -> np.ndarray:
-    """64 bits that each depend on every bit of `x`: the last steps of the generator SplitMix64 (Steele et al. 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

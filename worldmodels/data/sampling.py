@@ -17,8 +17,8 @@ from worldmodels.types import UserError
 class WindowSampler:
     """Draws batches of windows from chosen episodes: uniformly over all windows, or as the settings say.
 
-    A window starts at `left_padding` steps before its episode at the earliest, and ends with it at the latest (where
-    the episode is long enough).
+    A window starts at `left_padding` steps before its episode at the earliest, and ends `right_padding` steps behind it
+    at the latest (where the episode is long enough).
 
     Args:
         store: the store, or several in one; what it holds now is what is drawn from.
@@ -38,6 +38,7 @@ class WindowSampler:
         priority: `alpha`, `beta` and `block` of `Priorities`, which are off where `alpha` is None. Only with beta 0
             there may be a share around events as well, since importance weights know nothing of it.
         lag: of `Priorities`.
+        right_padding: how many steps behind its episode a window may end, below `length`.
         event_rows: only the last so many rows of a window hold the event that it is drawn around, where those before
             are for a model's memory alone; by default all.
 
@@ -62,13 +63,16 @@ class WindowSampler:
         priority: Mapping[str, Any] | None = None,
         lag: int = 1,
         event_rows: int | None = None,
+        right_padding: int = 0,
     ) -> None:
         if not len(episodes):
             raise UserError(f"the store {store.path} has no episodes to draw from; collect more of them")
-        if batch_size < 1 or length < 1 or not 0 <= left_padding < length or not 0 <= event_share <= 1:
+        padded = 0 <= left_padding < length and 0 <= right_padding < length
+        if batch_size < 1 or length < 1 or not padded or not 0 <= event_share <= 1:
             raise UserError(
-                f"batch_size={batch_size}, length={length}, left_padding={left_padding}, event_share={event_share} do"
-                " not fit: at least one window of one transition, 0 <= left_padding < length, 0 <= event_share <= 1"
+                f"batch_size={batch_size}, length={length}, left_padding={left_padding}, right_padding={right_padding},"
+                f" event_share={event_share} do not fit: at least one window of one transition, 0 <= left_padding <"
+                " length, 0 <= right_padding < length, 0 <= event_share <= 1"
             )
         event_rows = length if event_rows is None else min(event_rows, length)
         if event_rows < 1:
@@ -85,7 +89,7 @@ class WindowSampler:
         order = np.argsort(episodes)
         self.episodes = np.asarray(episodes, np.int64)[order]
         self.batch_size, self.length, self.left_padding, self.event_rows = batch_size, length, left_padding, event_rows
-        self._last = _last_start(store.lengths[self.episodes], length, -left_padding)
+        self._last = _last_start(store.lengths[self.episodes] + right_padding, length, -left_padding)
         games = np.zeros(len(order), np.int64) if games is None else np.asarray(games)[order]
         counts = self._last + left_padding + 1
         returns = episode_returns(store)[self.episodes] if weights and weights.get("return") else None

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from worldmodels.planning.gumbel import gumbel_search
+from worldmodels.planning.one_step import one_step_search
+from worldmodels.planning.prior import prior_search
 from worldmodels.planning.puct import puct_search
 from worldmodels.planning.sampled import sampled_search
 from worldmodels.planning.tree import SearchResult
@@ -28,6 +30,16 @@ def puct(**settings: Any) -> Planner:
 def sampled(**settings: Any) -> Planner:
     """`sampled_search` with these settings."""
     return _bound(sampled_search, settings)
+
+
+def one_step(**settings: Any) -> Planner:
+    """`one_step_search` with these settings."""
+    return _bound(one_step_search, settings)
+
+
+def prior(**settings: Any) -> Planner:
+    """`prior_search` with these settings."""
+    return _bound(prior_search, settings)
 
 
 def _bound(search: Planner, settings: dict[str, Any]) -> Planner:

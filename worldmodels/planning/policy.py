@@ -15,7 +15,8 @@ class SearchPolicy:
     """Acts by a new search at every step; a `types.Policy`.
 
     Args:
-        begin: the state of n fresh rows, batch first.
+        begin: the state of n fresh rows, batch first; where it has a `taken` (B,) int64, the action of the search is
+            put there before the next observation is seen.
         see: observation (B, C, H, W) uint8 and that state to the root and the state after this observation.
         recurrent: the model's step.
         search: `gumbel_search` or another of this package with its settings bound, the number of simulations among
@@ -40,4 +41,6 @@ class SearchPolicy:
         """Actions (B,) int64 in the 18-action set for observations (B, C, H, W) uint8."""
         root, state = self.see(observation, state)
         result = self.search(self.recurrent, root, generator=generator if self.noise else None)
+        if "taken" in state:
+            state = state | {"taken": result.action}
         return torch.tensor(self.actions, device=result.action.device)[result.action], state

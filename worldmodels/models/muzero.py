@@ -1,0 +1,312 @@
+"""MuZero: a latent model of what matters for acting, learned to be searched in (Schrittwieser et al. 2020 and 2021).
+
+A representation makes a latent image of the last frames, dynamics move it by an action, and small heads read reward,
+end, value and policy from it. No frame is predicted, but for a probe to look at.
+
+Legend: B batch, N rows, T transitions, F frames of context, K steps of the unroll, A actions, C channels, H and W
+pixels, D channels of the latent image and h, w its places.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodels.models.muzero_loss import loss_of
+from worldmodels.nn.latent import Blend, Dynamics, Probe, Projector, Readout, Representation, scaled
+from worldmodels.nn.recurrent import init_lstm
+from worldmodels.types import ACTIONS, Metrics, RecurrentOutput, Segment, State, Step, UserError
+
+Head = Callable[..., nn.Module]
+WEIGHTS = {
+    **{"policy": 1.0, "value": 0.25, "reward": 1.0, "end": 1.0},
+    **{"consistency": 2.0, "probe": 1.0, "behaviour": 0.0},
+}
+"""Of the losses, where nothing else is said."""
+
+
+class MuZero(nn.Module):
+    """Latent dynamics with reward, end, value and policy; a `WorldModel`, and the `Recurrent` of a search.
+
+    Where an episode ends, the model says so by the chance of an end, which discounts what follows; the published MuZero
+    learns values of 0 behind the end in its place. Nothing is therefore learned from rows behind an end.
+
+    Targets by row are in the segment's `side`: `target_policy` (B, T, A) and `target_value` (B, T) float32, and
+    `target_known` (B, T) bool. Without them the logged action is the policy, and rewards and the model's own values
+    make the value: cloning, with a value beside it.
+
+    Args:
+        image_channels: C.
+        image_size: H = W.
+        actions: indices into the 18-action set; a search's action k is the k-th of them.
+        representation: further settings of `nn.latent.Representation`.
+        dynamics: of `nn.latent.Dynamics`.
+        readout: of `nn.latent.Readout`, of which values, policy and rewards have one each.
+        value: makes the value's head for a number of features (nn/heads.py).
+        reward: makes the reward's head.
+        frames: F, how many are seen at the root.
+        recurrent: false stacks them; true sees them one by one, each joined to what the dynamics expected.
+        unroll: K of the loss.
+        gamma: discount.
+        td_steps: rows after which the value of a row is bootstrapped from `target_value`.
+        search_value: share of a row's own `target_value` in its value's target, the rest being that of n steps; 1 is
+            off-policy correction by the search's value alone.
+        weights: of the losses of `policy`, `value`, `reward`, `end`, of `consistency` and `probe` where there are such,
+            and of `behaviour`, the likelihood of logged actions that turned out better than expected.
+        gradient: share of the gradient that goes back through each step of the unroll.
+        standardise: what a pixel differs from its mean, by its deviation, is what is seen; `know` tells both.
+        scale_latent: bring each latent image to 0..1.
+        consistency: settings of `nn.latent.Projector`, for EfficientZero's loss of self-supervision; None: without.
+        value_prefix: `lstm` and `horizon`, for EfficientZero's sum of rewards in place of each one; None: without.
+        shift: greatest random shift of the frames in pixels, in training.
+        intensity: deviation of a random factor of the frames' brightness, in training.
+        probe: `hidden` of `nn.latent.Probe`, which draws frames to look at; None: steps have no frame.
+
+    Raises:
+        UserError: no action, an action outside the set, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        image_channels: int,
+        image_size: int,
+        actions: Sequence[int],
+        representation: dict[str, Any],
+        dynamics: dict[str, Any],
+        readout: dict[str, Any],
+        value: Head,
+        reward: Head,
+        frames: int = 4,
+        recurrent: bool = False,
+        unroll: int = 5,
+        gamma: float = 0.997,
+        td_steps: int = 5,
+        search_value: float = 0.0,
+        weights: dict[str, float] | None = None,
+        gradient: float = 0.5,
+        standardise: bool = True,
+        scale_latent: bool = True,
+        consistency: dict[str, int] | None = None,
+        value_prefix: dict[str, int] | None = None,
+        shift: int = 0,
+        intensity: float = 0.0,
+        probe: dict[str, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.actions = sorted(set(actions))
+        if not self.actions or self.actions[0] < 0 or self.actions[-1] >= len(ACTIONS):
+            raise UserError(f"model.actions={list(actions)} must be indices 0 to {len(ACTIONS) - 1}, one at least")
+        whole, shares = (
+            {"frames": frames, "unroll": unroll, "td_steps": td_steps},
+            {"gamma": gamma, "gradient": gradient},
+        )
+        shares["search_value"] = search_value
+        for name, number in whole.items():
+            if number < 1:
+                raise UserError(f"model.{name}={number} must be at least 1")
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise UserError(f"model.{name}={share} must be from 0 to 1")
+        self.image_channels, self.image_size, self.frames, self.unroll = image_channels, image_size, frames, unroll
+        self.gamma, self.td_steps, self.search_value, self.gradient = gamma, td_steps, search_value, gradient
+        self.weights = WEIGHTS | dict(weights or {})
+        if unknown := set(self.weights) - set(WEIGHTS):
+            raise UserError(f"model.weights names {min(unknown)}; it has {', '.join(WEIGHTS)}")
+        self.standardise, self.scale_latent, self.shift, self.intensity = standardise, scale_latent, shift, intensity
+        frame = (image_channels, image_size, image_size)
+        self.register_buffer("mean", torch.full(frame, 0.5), persistent=standardise)
+        self.register_buffer("scale", torch.full(frame, 2.0), persistent=standardise)
+        index = torch.full((len(ACTIONS),), -1)
+        index[self.actions] = torch.arange(len(self.actions))
+        self.register_buffer("index", index, persistent=False)
+        seen = image_channels * (1 if recurrent else frames)
+        self.representation = Representation(seen, image_size, **representation)
+        shape = self.representation.shape
+        self.dynamics = Dynamics(shape, len(self.actions), **dynamics)
+        self.blend = Blend(shape) if recurrent else None
+        self.read_value, self.read_policy, self.read_reward = (Readout(shape, **readout) for _ in range(3))
+        width = self.read_value.width
+        self.prefix, self.horizon = None, 0
+        if value_prefix is not None:
+            self.prefix, self.horizon = nn.LSTMCell(width, value_prefix["lstm"]), value_prefix["horizon"]
+            init_lstm(self.prefix)
+        self.value: Any = value(features=width)
+        self.policy = nn.Linear(width, len(self.actions))
+        self.reward: Any = reward(features=self.prefix.hidden_size if self.prefix else width)
+        self.end = nn.Linear(width, 1)
+        self.projector = None if consistency is None else Projector(shape, **consistency)
+        self.probe = None if probe is None else Probe(shape, image_channels, image_size, **probe)
+        for head in (self.policy, self.end, self.value, self.reward):
+            for parameter in head.parameters():
+                nn.init.zeros_(parameter)
+        nn.init.constant_(self.end.bias, -3.0)  # ends are rare
+
+    def networks(self) -> list[nn.Module]:
+        """What may be compiled in place."""
+        return [self.representation, self.dynamics, self.read_value, self.read_policy, self.read_reward]
+
+    # What is seen
+
+    def know(self, frames: Tensor) -> None:
+        """Take mean and deviation of each pixel from frames (N, C, H, W) uint8 of the log."""
+        if self.standardise:
+            deviation, mean = torch.std_mean(frames.float() / 255, dim=0, correction=0)
+            self.mean.copy_(mean)
+            self.scale.copy_(1 / (deviation + 0.1))
+
+    def represent(self, frames: Tensor, action: Tensor, real: Tensor) -> Tensor:
+        """The latent image (N, D, h, w) of a context.
+
+        Args:
+            frames: (N, F, C, H, W) uint8, or float as `_pixels` gives them.
+            action: (N, F-1) int64, places in `actions`, between the frames.
+            real: (N, F) bool, false for frames before the episode's start.
+        """
+        pixels = self._pixels(frames) if frames.dtype == torch.uint8 else frames
+        pixels = torch.where(real[..., None, None, None], pixels, 0.0)  # the mean frame
+        if self.blend is None:
+            return self._scaled(self.representation(pixels.flatten(1, 2)))
+        seen = self._scaled(self.representation(pixels.flatten(0, 1))).unflatten(0, pixels.shape[:2])
+        latent = seen[:, 0]
+        for k in range(1, pixels.shape[1]):
+            expected = self.move(latent, action[:, k - 1])
+            joined = self._scaled(self.blend(expected, seen[:, k]))
+            latent = torch.where(real[:, k - 1, None, None, None], joined, seen[:, k])
+        return latent
+
+    def move(self, latent: Tensor, action: Tensor) -> Tensor:
+        """The latent image after `action` (N,) int64, a place in `actions`."""
+        return self._scaled(self.dynamics(latent, action))
+
+    def _pixels(self, frames: Tensor) -> Tensor:
+        return torch.addcmul(-self.mean * self.scale, frames.float(), self.scale / 255)
+
+    def _scaled(self, latent: Tensor) -> Tensor:
+        return scaled(latent) if self.scale_latent else latent
+
+    def contexts(self, segment: Segment, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """What `represent` takes, for the frame of each of R rows: (B * R, F, ...), row by row of the batch.
+
+        The frame of row T is the one after the last action. Frames before the window count as before the episode.
+
+        Raises:
+            UserError: frames of another size, colour or type than the model's.
+        """
+        shape = (self.image_channels, self.image_size, self.image_size)
+        if tuple(segment.obs.shape[2:]) != shape or segment.obs.dtype != torch.uint8:
+            raise UserError(
+                f"the model sees frames {shape} uint8 (channels, height, width) but got {tuple(segment.obs.shape[2:])} "
+                f"{segment.obs.dtype}; give it the preprocessing of its own log"
+            )
+        length = segment.length
+        there = F.pad(segment.mask, (0, 1)) | F.pad(segment.mask & segment.next_mask, (1, 0))
+        at = torch.tensor(rows, device=segment.obs.device)[:, None] + torch.arange(
+            1 - self.frames, 1, device=segment.obs.device
+        )
+        inside = at.clamp(0, length)
+        real = there[:, inside] & (at >= 0)
+        # a row counts only if all rows from it to the last are of one episode
+        joined = F.pad(segment.mask & segment.next_mask, (0, 1))[:, inside[:, :-1]] & (at[:, :-1] >= 0)
+        real[..., :-1] &= joined.flip(-1).cumprod(-1).flip(-1).bool()
+        action = self.index[segment.action][:, at[:, :-1].clamp(0, length - 1)].clamp(min=0)
+        return segment.obs[:, inside].flatten(0, 1), action.flatten(0, 1), real.flatten(0, 1)
+
+    # World model, and what a search needs
+
+    def start(self, context: Segment) -> State:
+        """The state after the last frame of `context`, of any length."""
+        return self.fresh(self.represent(*self.contexts(context, [context.length])))
+
+    def fresh(self, latent: Tensor) -> State:
+        """The state of a latent image that was seen and not imagined."""
+        state = {"latent": latent}
+        if self.prefix is not None:
+            zeros = latent.new_zeros(len(latent), 2 * self.prefix.hidden_size + 1)
+            state |= {"prefix": zeros, "age": torch.zeros(len(latent), dtype=torch.long, device=latent.device)}
+        return state
+
+    def roots(self, state: State) -> tuple[Tensor, Tensor]:
+        """Policy logits (B, A) and value (B,) of a state."""
+        latent = state["latent"]
+        return self.logits(latent), self.value.mean(self.read_value(latent))
+
+    def logits(self, latent: Tensor) -> Tensor:
+        """Policy logits (N, A) float32 of latent images."""
+        return self.policy(self.read_policy(latent)).float()
+
+    def recurrent(self, state: State, action: Tensor) -> tuple[RecurrentOutput, State]:
+        """A step of a search: `action` (B,) int64 is a place in `actions`."""
+        state, features, end, before = self.after(state, action)
+        logits, value = self.roots(state)
+        reward = self.reward.mean(features) - before
+        return RecurrentOutput(reward, self.gamma * (1 - end.sigmoid()), logits, value), state
+
+    def after(self, state: State, action: Tensor) -> tuple[State, Tensor, Tensor, Tensor | float]:
+        """State, features (B, R) for the reward's head, and the logit (B,) of an end after `action` (B,) int64.
+
+        The action is a place in `actions`. The last that is given is to be taken from the head's mean: the value prefix
+        before the action, or 0.
+        """
+        latent = self.move(state["latent"], action)
+        read, after = self.read_reward(latent), {"latent": latent}
+        end = self.end(read)[:, 0].float()
+        if self.prefix is None:
+            return after, read, end, 0.0
+        width = self.prefix.hidden_size
+        fresh = (state["age"] % self.horizon == 0)[:, None]
+        memory = torch.where(fresh, 0.0, state["prefix"])
+        hidden, cell = (x.float() for x in self.prefix(read, (memory[:, :width], memory[:, width:-1])))
+        total = self.reward.mean(hidden)
+        after |= {"prefix": torch.cat([hidden, cell, total[:, None]], 1), "age": state["age"] + 1}
+        return after, hidden, end, memory[:, -1]
+
+    @torch.no_grad()
+    def step(self, state: State, action: Tensor, generator: torch.Generator | None = None) -> tuple[State, Step]:
+        """Take `action` (B,) int64 of the 18-action set.
+
+        Raises:
+            UserError: an action that is not among the model's.
+        """
+        place = self.index[action]
+        if (place < 0).any():
+            raise UserError(f"the model was trained for the actions {self.actions} and cannot take {action.tolist()}")
+        state, features, end, before = self.after(state, place)
+        chance = end.sigmoid()
+        terminated = torch.rand(chance.shape, generator=generator, device=chance.device) < chance
+        reward = self.reward.sample(features, generator) - before
+        frame = None if self.probe is None else (self.probe(state["latent"]) * 255).round().byte()
+        mean = self.reward.mean(features) - before
+        return state, Step(frame, reward, terminated, mean, chance, torch.zeros_like(terminated))
+
+    # Training
+
+    def rows(self) -> tuple[range, range]:
+        """Rows of a window whose `target_policy`, and whose `target_value`, the loss needs."""
+        first, last = self.frames - 1, self.frames + self.unroll
+        values = range(first + self.td_steps, last + self.td_steps)
+        return range(first, last), values if self.search_value == 0 else range(first, values.stop)
+
+    @property
+    def least_length(self) -> int:
+        """Transitions that a window of training has at least: the context's, the unroll's and those of the returns."""
+        return self.frames + self.unroll + self.td_steps
+
+    def loss(self, segment: Segment, generator: torch.Generator | None = None) -> tuple[Tensor, Metrics]:
+        """Scalar loss, scalar metrics and `window_loss` (B,), the root's error of value; see `muzero_loss.loss_of`."""
+        return loss_of(self, segment, generator)
+
+    def changed(self, frames: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Frames (N, F, C, H, W) uint8 as pixels, shifted and of another brightness, each context in its own way."""
+        rows, device = len(frames), frames.device
+        if self.shift:
+            moves = torch.randint(-self.shift, self.shift + 1, (2, rows, 1), generator=generator, device=device)
+            place = (torch.arange(self.image_size, device=device) + moves).clamp(0, self.image_size - 1)
+            row = torch.arange(rows, device=device)[:, None, None]
+            frames = frames[row, :, :, place[0, :, :, None], place[1, :, None, :]].permute(0, 3, 4, 1, 2)
+        pixels = self._pixels(frames)
+        if self.intensity:
+            noise = torch.randn(rows, generator=generator, device=device).clamp(-2, 2)
+            pixels = pixels * (1 + self.intensity * noise)[:, None, None, None, None]
+        return pixels
