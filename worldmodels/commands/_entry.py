@@ -66,10 +66,9 @@ def enter(cfg: DictConfig) -> Entry:
     card = policy = None
     run, agent, frames = f"{cfg.policy} {cfg.seed}", cfg.policy, {"size": cfg.size, "colour": cfg.colour}
     if cfg.checkpoint is not None:
-        from worldmodels.learners.policy import load_policy
         from worldmodels.portable.folder import digest_of, folder_of
 
-        policy, card = load_policy(cfg.checkpoint)
+        policy, card = _trained(cfg)
         path = Path(cfg.checkpoint).resolve()
         run, agent = digest_of(path)[:12], (folder_of(path) or path.parent).name
     game = _game(cfg, card)
@@ -94,8 +93,24 @@ def enter(cfg: DictConfig) -> Entry:
     check_actions([int(a) for a in getattr(policy, "actions", ())], allowed, rules)
     # how many episodes there are decides none of them, so that more are asked for by going on
     decides = [game, run, asdict(rules), frames, cfg.seed, min(cfg.slots, cfg.episodes)]
+    decides += [plain(cfg.planner)] if cfg.planner else []
     identity = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
     return Entry(policy, cfg.agent or agent, run, game, allowed, rules, frames, identity)
+
+
+def _trained(cfg: DictConfig) -> tuple[Any, dict[str, Any]]:
+    """The policy of a checkpoint and the card of its log; a MuZero acts by its search, or by the one asked for."""
+    from worldmodels.config import read_checkpoint
+
+    if "search" in read_checkpoint(cfg.checkpoint)["hyper_parameters"]:
+        from worldmodels.learners.acting import muzero_policy
+
+        return muzero_policy(cfg.checkpoint, plain(cfg.planner))
+    from worldmodels.learners.policy import load_policy
+
+    if cfg.planner:
+        raise UserError(f"{cfg.checkpoint} holds no MuZero, which alone can search; leave planner=... out")
+    return load_policy(cfg.checkpoint)
 
 
 def _game(cfg: DictConfig, card: dict[str, Any] | None) -> str:

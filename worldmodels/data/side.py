@@ -1,12 +1,14 @@
 """Side columns: named and versioned arrays beside the rows of a store, segment by segment.
 
 ROOT/side/<name>/<version>/<source>/000123.zarr   `values` (n, ...) and `covered` (n,), uncompressed
-ROOT/side/<name>/<version>/MANIFEST.json          shape of a value, dtype, number of values, covered segments; files
+ROOT/side/<name>/<version>/MANIFEST.json          shape of a value, dtype, number of values, covered segments; files;
+                                                  `about`, what made it
 ROOT/side/<name>/LATEST                           the version written last
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +20,12 @@ from worldmodels.types import UserError
 
 
 def write(
-    path: Path, source: str, segments: Sequence[Path], rows: Sequence[int] | np.ndarray, array: np.ndarray
+    path: Path,
+    source: str,
+    segments: Sequence[Path],
+    rows: Sequence[int] | np.ndarray,
+    array: np.ndarray,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the version `path` of a column; see `Store.write_side`."""
     rows, array = np.asarray(rows, np.int64), np.asarray(array)
@@ -42,7 +49,12 @@ def write(
             add_plain(group, "values", values)
             add_plain(group, "covered", covered)
             write_files(tmp / source / segment.name, files)
-        kind = {"shape": array.shape[1:], "dtype": array.dtype.newbyteorder("<").str, "count": len(rows)}
+        kind: dict[str, Any] = {
+            "shape": array.shape[1:],
+            "dtype": array.dtype.newbyteorder("<").str,
+            "count": len(rows),
+        }
+        kind["about"] = dict(about or {})
         table = {"segments": [s.name for s in segments], "files": file_table(tmp)}
         write_json(tmp / "MANIFEST.json", kind | table, checksum=True)
     write_json(path.parent / "LATEST", {"version": path.name}, checksum=True)
@@ -59,14 +71,26 @@ def latest(folder: Path) -> str:
     return value["version"] if isinstance(value, dict) else value  # in format 1 it was the name alone
 
 
+def about(folder: Path, version: str | None) -> dict[str, Any]:
+    """What made version `version` of the column in `folder`, by default the newest; see `Store.side_about`."""
+    try:
+        return read_json(folder / (version or latest(folder)) / "MANIFEST.json").get("about", {})
+    except FileNotFoundError as e:
+        raise _absent(folder, version) from e
+
+
+def _absent(folder: Path, version: str | None) -> UserError:
+    have = sorted(p.parent.name for p in folder.glob("*/MANIFEST.json") if ".tmp" not in p.parent.name)
+    return UserError(f"there is no side column {folder}/{version or ''}; its versions are: {have or 'none'}")
+
+
 def read(folder: Path, version: str | None, source: str, segments: Sequence[Path]) -> np.ma.MaskedArray:
     """Version `version` of the column in `folder` over the rows of `segments`; see `Store.side`."""
     try:
         path = folder / (version or latest(folder))
         manifest = read_json(path / "MANIFEST.json")
     except FileNotFoundError as e:
-        have = sorted(p.parent.name for p in folder.glob("*/MANIFEST.json") if ".tmp" not in p.parent.name)
-        raise UserError(f"there is no side column {folder}/{version or ''}; its versions are: {have or 'none'}") from e
+        raise _absent(folder, version) from e
     parts = [np.ma.masked_all((0, *manifest["shape"]), manifest["dtype"])]
     for segment in segments:
         group, n = path / source / segment.name, sum(read_attributes(segment)["lengths"])

@@ -392,7 +392,14 @@ class Store:
         train = np.setdiff1d(np.arange(count), np.concatenate([*held_out.values()]))
         return {"train": train, **held_out}
 
-    def write_side(self, name: str, version: str, rows: Sequence[int] | np.ndarray, array: np.ndarray) -> None:
+    def write_side(
+        self,
+        name: str,
+        version: str,
+        rows: Sequence[int] | np.ndarray,
+        array: np.ndarray,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         """Keep a further column beside the frames, under a name and a version that is never overwritten.
 
         Args:
@@ -400,12 +407,15 @@ class Store:
             version: such as the hash of the model that made it.
             rows: (R,) int64, numbers of the rows (`offsets`) that the values belong to; they must be sealed.
             array: (R, ...) of any plain dtype.
+            about: plain data that tells what made it, kept with it (`side_about`).
 
         Raises:
             UserError: this version exists, a row does not, the shapes disagree, or the disk refuses.
         """
         with disk_errors(self.path):
-            side.write(self.path / "side" / name / version, self.card["source"], self._catalog.sealed, rows, array)
+            side.write(
+                self.path / "side" / name / version, self.card["source"], self._catalog.sealed, rows, array, about
+            )
 
     def side(self, name: str, version: str | None = None) -> np.ma.MaskedArray:
         """A further column over all rows, (N, ...), masked where it has no value; the newest version by default.
@@ -416,6 +426,14 @@ class Store:
         values = side.read(self.path / "side" / name, version, self.card["source"], self._catalog.sealed)
         missing = int(self.offsets[-1]) - len(values)  # rows that are still staged
         return np.ma.concatenate([values, np.ma.masked_all((missing, *values.shape[1:]), values.dtype)])
+
+    def side_about(self, name: str, version: str | None = None) -> dict[str, Any]:
+        """What made a version of a further column, by default the newest, as `write_side` was told.
+
+        Raises:
+            UserError: there is no such column or version.
+        """
+        return side.about(self.path / "side" / name, version)
 
 
 def _make(root: Path, card: Card) -> None:

@@ -1,9 +1,9 @@
 """Catch: a ball falls through a small grid, a paddle in the bottom row moves left or right to be under it in the end.
 
 A toy that needs no ROM and runs in microseconds, for tests; it never stands in for Atari in a claim. The ball starts
-in a random column of the top row and falls one row a step, the paddle starts in the middle. An episode of `cells` - 1
-steps ends with +1 (caught) or -1 (missed). The best mean return is 1, that of a random player 2 / cells - 1 (-0.6 in
-a 5x5 grid).
+in a random column of the top row and falls one row a step, the paddle starts in the middle. After `cells` - 1 steps
+there is +1 (caught) or -1 (missed), and another ball falls or, after the last, the episode ends. With one ball the best
+mean return is 1, that of a random player 2 / cells - 1 (-0.6 in a 5x5 grid).
 """
 
 from typing import Any
@@ -24,29 +24,33 @@ class CatchEnv:
     Args:
         cells: rows and columns of the grid.
         size: height and width of the frames in pixels, a multiple of `cells`.
+        balls: that fall one after the other.
 
     Raises:
-        UserError: `size` is no multiple of `cells`, or the grid is too small.
+        UserError: `size` is no multiple of `cells`, the grid is too small, or there is no ball.
     """
 
-    def __init__(self, cells: int = 5, size: int = 20) -> None:
-        if cells < 3 or size < cells or size % cells:
-            raise UserError(f"size={size} must be a multiple of cells={cells}, and cells at least 3")
-        self.cells, self.size = cells, size
+    def __init__(self, cells: int = 5, size: int = 20, balls: int = 1) -> None:
+        if cells < 3 or size < cells or size % cells or balls < 1:
+            raise UserError(f"size={size} must be a multiple of cells={cells}, cells at least 3, and balls={balls} 1")
+        self.cells, self.size, self.balls = cells, size, balls
         self.reset(0)
 
     def reset(self, seed: int) -> np.ndarray:
-        """Start an episode; the seed decides the column of the ball. Returns the first frame."""
-        self.ball = int(np.random.Generator(np.random.Philox(key=seed)).integers(self.cells))
-        self.row, self.paddle = 0, self.cells // 2
+        """Start an episode; the seed decides the columns of the balls. Returns the first frame."""
+        self._columns = np.random.Generator(np.random.Philox(key=seed)).integers(self.cells, size=self.balls).tolist()
+        self.ball, self.row, self.paddle = self._columns.pop(0), 0, self.cells // 2
         return self._frame()
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool]:
         """Move by an action of ALE's set (RIGHT, LEFT, anything else stays); returns frame, reward and terminated."""
         self.paddle = min(max(self.paddle + MOVES.get(action, 0), 0), self.cells - 1)
         self.row += 1
-        terminated = self.row == self.cells - 1
-        reward = (1.0 if self.ball == self.paddle else -1.0) if terminated else 0.0
+        landed = self.row == self.cells - 1
+        reward = (1.0 if self.ball == self.paddle else -1.0) if landed else 0.0
+        terminated = landed and not self._columns
+        if landed and not terminated:
+            self.ball, self.row = self._columns.pop(0), 0
         return self._frame(), reward, terminated
 
     def best_action(self) -> int:
@@ -67,11 +71,12 @@ class CatchGames(gymnasium.vector.VectorEnv):
         num_envs: number of games.
         cells: as of `CatchEnv`.
         size: as of `CatchEnv`.
+        balls: as of `CatchEnv`.
     """
 
-    def __init__(self, num_envs: int, cells: int = 5, size: int = 20) -> None:
+    def __init__(self, num_envs: int, cells: int = 5, size: int = 20, balls: int = 1) -> None:
         self.num_envs = num_envs
-        self._games = [CatchEnv(cells, size) for _ in range(num_envs)]
+        self._games = [CatchEnv(cells, size, balls) for _ in range(num_envs)]
         self._over = np.zeros(num_envs, bool)
         space = gymnasium.spaces.Box(0, 255, (1, size, size, 3), np.uint8)
         self.single_observation_space, self.single_action_space = space, gymnasium.spaces.Discrete(len(ACTIONS))

@@ -167,7 +167,7 @@ def open_games(
         slots: how many games.
         size: height and width of the frames in pixels.
         colour: "rgb" or "ale_gray".
-        env: settings of the game's own, which maze has.
+        env: settings of the game's own, which maze and catch have.
 
     Raises:
         UserError: the game is unknown, or cannot be played so.
@@ -175,14 +175,17 @@ def open_games(
     from worldmodels.envs.atari import Protocol, vector_settings
     from worldmodels.envs.child import ChildEnv
 
-    if env and game != "maze":
+    if env and game not in OWN_GAMES:
         raise UserError(f"env={dict(env)} is given and {game} has no settings of its own: leave env= out")
     if game in OWN_GAMES and (rules.frame_skip, rules.sticky_prob) != (1, 0):
         raise UserError(f"{game} is not played by protocol={rules.name}; give protocol=store and store=...")
     if game == "catch":
         from worldmodels.envs.catch import CatchGames
 
-        return CatchGames(slots, cells=rules.time_limit + 1, size=size)
+        balls = dict(env or {}).get("balls", 1)
+        if set(env or {}) - {"balls"} or type(balls) is not int or balls < 1 or rules.time_limit % balls:
+            raise UserError(f"env={dict(env or {})} of catch is {{balls: N}}, N a divisor of {rules.time_limit} steps")
+        return CatchGames(slots, cells=rules.time_limit // balls + 1, size=size, balls=balls)
     if game == "maze":
         from worldmodels.envs.maze import MazeEnv, maze_settings
 
@@ -197,7 +200,7 @@ def open_games(
 
 
 def frames_of(card: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    """`size` and `colour` of frames as the dataset card has them, and as `env` the settings that maze has of its own.
+    """`size` and `colour` of frames as the dataset card has them, and as `env` the settings of a game of our own.
 
     Raises:
         UserError: it cannot.
@@ -211,7 +214,7 @@ def frames_of(card: Mapping[str, Any], owner: str) -> dict[str, Any]:
             f"{owner} has {kind}, which the real game is not played with: only square rgb or ale_gray frames that were "
             "shrunk by area are; train on a store of such frames"
         )
-    own = {"env": card["dataset"].get("env", {})} if card["game"] == "maze" else {}
+    own = {"env": card["dataset"].get("env", {})} if card["game"] in OWN_GAMES else {}
     return {"size": obs["height"], "colour": obs["colour"], **own}
 
 

@@ -297,4 +297,5 @@ def quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     known = "does not have many workers|find any LR|save_hyperparameters|LeafSpec|sync_dist|exists and"
+    known += "|infer the batch indices"
     warnings.filterwarnings("ignore", f".*({known}).*")

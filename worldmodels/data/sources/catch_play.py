@@ -10,8 +10,11 @@ from worldmodels.envs.catch import MOVES, CatchEnv
 from worldmodels.types import Episode
 
 
-def catch_card(seed: int, skill: float = 0.0, cells: int = 5, size: int = 20) -> Card:
+def catch_card(
+    seed: int, skill: float = 0.0, cells: int = 5, size: int = 20, balls: int = 1, at_most: float = 1.0
+) -> Card:
     """The dataset card of what `catch_play` yields for the same settings."""
+    own = {} if balls == 1 else {"dataset": {"env": {"balls": balls}}}
     obs = {"height": size, "width": size, "channels": 3, "resize": "none", "max_pool": False}
     return make_card(
         "catch_play",
@@ -19,15 +22,28 @@ def catch_card(seed: int, skill: float = 0.0, cells: int = 5, size: int = 20) ->
         obs,
         action_set=sorted(MOVES),
         frame_skip=1,
-        time_limit=cells - 1,
-        policy={"type": "mixture", "best": skill, "random": 1 - skill},
+        time_limit=balls * (cells - 1),
+        policy={
+            "type": "mixture",
+            "best": skill,
+            "random": 1 - skill,
+            **({} if at_most == 1 else {"at_most": at_most}),
+        },
         seed=seed,
         licence="MIT",
+        **own,
     )
 
 
 def catch_play(
-    steps: int, seed: int, start_episode: int = 0, skill: float = 0.0, cells: int = 5, size: int = 20
+    steps: int,
+    seed: int,
+    start_episode: int = 0,
+    skill: float = 0.0,
+    cells: int = 5,
+    size: int = 20,
+    balls: int = 1,
+    at_most: float = 1.0,
 ) -> Iterator[Episode]:
     """Play episodes of Catch until they hold at least `steps` steps together; episode k is a function of (seed, k).
 
@@ -38,11 +54,13 @@ def catch_play(
         skill: share of steps that take the best action; the others are random.
         cells: rows and columns of the grid.
         size: height and width of the frames in pixels.
+        balls: that fall in an episode.
+        at_most: episodes with a greater share of the best return are left out, so that the log holds no good play.
 
     Raises:
         UserError: `size` is no multiple of `cells`.
     """
-    env, actions = CatchEnv(cells, size), sorted(MOVES)
+    env, actions = CatchEnv(cells, size, balls), sorted(MOVES)
     for number in count(start_episode):
         if steps <= 0:
             return
@@ -55,6 +73,8 @@ def catch_play(
             frame, reward, terminated = env.step(taken[-1])
             frames.append(frame)
             rewards.append(reward)
+        if sum(rewards) > at_most * balls:
+            continue
         none = np.zeros(len(taken), bool)
         last = none.copy()
         last[-1] = True

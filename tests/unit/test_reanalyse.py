@@ -1,0 +1,200 @@
+"""Reanalyse: both ways give the same targets, only the target network decides them, and nothing is searched twice."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.test_muzero import muzero, spread
+from worldmodels.config import build
+from worldmodels.data.reanalyse import AGE, COLUMNS, ReanalyseDataModule, returns_to_go, search_rows
+from worldmodels.data.store import Store
+from worldmodels.learners.muzero import searching
+from worldmodels.learners.policy import Apart
+from worldmodels.learners.reanalysing import RUN, Chunks, reanalyse
+from worldmodels.models.muzero import MuZero
+from worldmodels.models.muzero_loss import KNOWN, POLICY, VALUE
+from worldmodels.types import UserError
+
+GUMBEL = {"_target_": "worldmodels.planning.planners.gumbel", "num_simulations": 6}
+CPU = {"accelerator": "cpu", "devices": 1}
+WINDOWS = {"batch_size": 8, "length": 8, "left_padding": 1, "right_padding": 6}
+
+
+def catch(path: Path, seed: int = 0, steps: int = 120) -> Store:
+    source = {"_target_": "worldmodels.data.sources.catch_play.catch_play", "skill": 0.5}
+    card = build({**source, "_target_": "worldmodels.data.sources.catch_play.catch_card", "seed": seed})
+    with Store.create(path, card) as store:
+        for episode in build(source, steps=steps, seed=seed):
+            store.append(episode)
+    return Store.open(path)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return catch(tmp_path_factory.mktemp("reanalyse") / "catch")
+
+
+@pytest.fixture
+def model() -> MuZero:
+    return spread(muzero("model.frames=2", "model.unroll=3", "model.td_steps=2", actions=[0, 3, 4])).eval()
+
+
+def learner(model: MuZero, step: int = 0, **changes: Any) -> Any:
+    """What a data module asks a learner for."""
+    own = {"noise_key": (7, 0), "search": searching(GUMBEL), "global_rank": 0, "global_step": step}
+    own |= {"target": Apart(model), "clip": torch.sign, "batch_number": lambda: 3}
+    return SimpleNamespace(**(own | changes))
+
+
+def batch(data: ReanalyseDataModule) -> Any:
+    return next(iter(data.train_dataloader()))
+
+
+def test_bulk_and_batches_give_the_same_targets(store: Store, model: MuZero, tmp_path: Path) -> None:
+    """Of every row, since the noise of a row is its own."""
+    rows = reanalyse(store, model, searching(GUMBEL), "first", tmp_path / "parts", CPU, (7, 0), windows=3, step=5)
+    assert rows == store.offsets[-1]
+    data = ReanalyseDataModule(str(store.path), fraction=1.0, **WINDOWS)
+    fresh = data.targeted(batch(data), learner(model))
+    stored = ReanalyseDataModule(str(store.path), fraction=0.0, version="first", **WINDOWS)
+    kept = stored.targeted(batch(stored), learner(model, step=12))
+    searched = fresh.side[AGE] == 0
+    assert searched.sum() > 10
+    torch.testing.assert_close(fresh.side[POLICY][searched], kept.side[POLICY][searched])
+    torch.testing.assert_close(fresh.side[VALUE][searched], kept.side[VALUE][searched])
+    assert set(kept.side[AGE][kept.side[KNOWN]].tolist()) == {7}  # 12 steps, of which the version has seen 5
+    other = data.targeted(batch(data), learner(model, noise_key=(8, 0)))
+    assert not torch.equal(other.side[POLICY], fresh.side[POLICY])
+
+
+def test_only_the_target_network_changes_the_loss(store: Store, model: MuZero) -> None:
+    data = ReanalyseDataModule(str(store.path), **WINDOWS)
+    segment, student = (
+        batch(data),
+        spread(muzero("model.frames=2", "model.unroll=3", "model.td_steps=2", actions=[0, 3, 4])),
+    )
+    before = student.loss(data.targeted(segment, learner(model)))[0]
+    assert student.loss(data.targeted(segment, learner(model)))[0] == before
+    with torch.no_grad():
+        model.value.layer.bias += torch.linspace(-1, 1, 51)
+    assert student.loss(data.targeted(segment, learner(model)))[0] != before
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
+def test_the_fraction_is_the_share_of_windows_that_is_searched(store: Store, model: MuZero, fraction: float) -> None:
+    data = ReanalyseDataModule(str(store.path), fraction=fraction, **WINDOWS)
+    segment = data.targeted(batch(data), learner(model))
+    fresh = ((segment.side[AGE] == 0) & segment.mask).any(1)
+    assert fresh.sum() <= fraction * 8
+    assert (~segment.mask[~fresh, 1:4].any(1)).sum() + fresh.sum() >= fraction * 8  # but windows that are all padding
+    logged = segment.side[KNOWN] & (segment.side[AGE] < 0)
+    action = model.index[segment.action[logged]]
+    assert (segment.side[POLICY][logged].argmax(-1) == action).all()
+    again = data.targeted(batch(data), learner(model))
+    assert torch.equal(again.side[AGE], segment.side[AGE])
+
+
+def test_logged_values_are_returns_to_the_end() -> None:
+    reward, ended = np.array([1, 0, 2, 5, 1], np.float32), np.array([0, 0, 1, 0, 0], bool)
+    value, known = returns_to_go(reward, ended, np.array([0, 3, 5]), 0.5)
+    assert value.tolist() == [1.5, 1.0, 2.0, 5.5, 1.0]
+    assert known.tolist() == [True, True, True, False, False]  # the second episode was cut
+
+
+def test_a_row_is_searched_alone_as_in_a_batch(store: Store, model: MuZero) -> None:
+    segment = store.read(np.array([[0, -1], [1, -1], [2, -1]]), 6)
+    chosen = segment.mask[:, 1:4]
+    all_of_it = search_rows(model, segment, range(1, 4), chosen, searching(GUMBEL), None)
+    one = search_rows(model, segment.rows(slice(1, 2)), [2], chosen[1:2, 1:2], searching(GUMBEL), None)
+    place = int(chosen[0].sum() + chosen[1, 0])
+    torch.testing.assert_close(all_of_it.value[place : place + 1], one.value, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(all_of_it.policy[place : place + 1], one.policy, atol=1e-4, rtol=1e-4)
+
+
+def test_what_was_killed_goes_on(store: Store, model: MuZero, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks that are there are not searched again, and the columns are as of one go."""
+    calls: list[int] = []
+    search = searching(GUMBEL)
+
+    def counted(*given: Any, **arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        assert search is not None
+        return search(*given, **arguments)
+
+    arguments = (tmp_path / "parts", CPU, (1, 0), 4)
+    with pytest.raises(KeyboardInterrupt):
+        reanalyse(store, model, counted, "cut", *arguments, step=1)
+    there = len(list((tmp_path / "parts").glob("*.npz")))
+    assert there == 1
+    with pytest.raises(UserError, match="no side column"):
+        store.side(COLUMNS["value"], "cut")
+    calls[:] = [1, 1]
+    reanalyse(store, model, counted, "cut", *arguments, step=1)
+    assert len(calls) - 2 == Chunks(store, 2, 4).count - there
+    reanalyse(store, model, search, "whole", tmp_path / "other", CPU, (1, 0), 4, step=1)
+    for name in COLUMNS.values():
+        assert np.array_equal(store.side(name, "cut"), store.side(name, "whole"))
+
+
+def test_chunks_hold_every_row_once(store: Store) -> None:
+    chunks = Chunks(store, 2, 3)
+    rows = np.concatenate([c.number[c.segment.mask[:, 1:]].numpy() for c in (chunks[k] for k in range(len(chunks)))])
+    assert sorted(rows) == list(range(store.offsets[-1]))
+    assert chunks[0].segment.length == 1 + RUN
+
+
+def test_two_stores_each_with_a_version(tmp_path: Path, model: MuZero) -> None:
+    stores = [catch(tmp_path / name, seed, 60) for seed, name in enumerate("ab")]
+    for k, store in enumerate(stores):
+        reanalyse(store, model, None, f"v{k}", tmp_path / f"parts{k}", CPU, step=k)
+    paths = [str(store.path) for store in stores]
+    data = ReanalyseDataModule(paths, fraction=0.0, version=["v0", "v1"], **WINDOWS)
+    segment = data.targeted(batch(data), learner(model, step=10))
+    for k in range(2):
+        rows = segment.side[KNOWN][segment.side["store"] == k]
+        assert set(segment.side[AGE][segment.side["store"] == k][rows].tolist()) <= {10 - k}
+    half = ReanalyseDataModule(paths, fraction=0.0, version=["v0", None], **WINDOWS)
+    segment = half.targeted(batch(half), learner(model, step=10))
+    assert (segment.side[AGE][segment.side["store"] == 1] == -1).all()
+    assert half.version == ["v0", None]
+
+
+def test_mistakes(store: Store, model: MuZero, tmp_path: Path) -> None:
+    path = str(store.path)
+    for fraction in (-0.1, 1.5, "half"):
+        with pytest.raises(UserError, match="from 0"):
+            ReanalyseDataModule(path, fraction=fraction)  # pyrefly: ignore
+    with pytest.raises(UserError, match="no side column"):
+        ReanalyseDataModule(path, version="nowhere")
+    with pytest.raises(UserError, match="one for each"):
+        ReanalyseDataModule(path, version=["a", "b"])
+    about = {"family": "muzero", "store": "another", "version": "theirs", "actions": [0, 3, 4], "step": 1}
+    for name, change in (("theirs", {}), ("family", {"store": store.uuid, "family": "other"})):
+        store.write_side(COLUMNS["value"], name, [0], np.zeros(1, np.float32), about | change)
+        with pytest.raises(UserError, match="worldmodels reanalyse"):
+            ReanalyseDataModule(path, version=name)
+    reanalyse(store, model, None, "mine", tmp_path / "parts", CPU, step=1)
+    data = ReanalyseDataModule(path, version="mine", **WINDOWS)
+    other = spread(muzero("model.frames=2", "model.unroll=3", "model.td_steps=2", actions=[0, 3])).eval()
+    with pytest.raises(UserError, match="search again"):
+        data.targeted(batch(data), learner(other))
+
+
+def test_a_network_without_numbers_is_told(store: Store, model: MuZero) -> None:
+    data = ReanalyseDataModule(str(store.path), **WINDOWS)
+    with torch.no_grad():
+        model.policy.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match=r"prior_logits is no finite number in row \d+"):
+        data.targeted(batch(data), learner(model))
+
+
+def test_validation_windows_are_left_alone(store: Store) -> None:
+    data = ReanalyseDataModule(str(store.path), **WINDOWS)
+    segment = batch(data)
+    assert data.on_after_batch_transfer(segment, 0) is segment

@@ -1,0 +1,263 @@
+"""Refreshes what logged play teaches MuZero: by searching batches again as they come, or a whole store at once.
+
+Both ways search rows by `search_rows`, with noise that is a function of the row, so that they agree where they meet.
+Source: Schrittwieser et al. 2021, "Online and Offline RL by Planning with a Learned Model" (MuZero Unplugged).
+
+Legend: B windows, T transitions, R rows that are searched, A actions of the model.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from worldmodels.data.datamodule import StoreDataModule
+from worldmodels.data.mixing import Mixture
+from worldmodels.data.store import Store
+from worldmodels.models.muzero import MuZero
+from worldmodels.models.muzero_loss import KNOWN, POLICY, VALUE
+from worldmodels.ops.draws import row_gumbel
+from worldmodels.planning.planners import Planner
+from worldmodels.planning.tree import Root
+from worldmodels.types import Segment, UserError
+
+COLUMNS = {"policy": "reanalysed_policy", "value": "reanalysed_value"}
+AGE = "target_age"
+"""Side column (B, T) int64: optimizer steps since a target was searched; 0 for a fresh one, -1 for a logged one."""
+FAMILY = "muzero"
+
+
+class Searched(NamedTuple):
+    """Targets of rows.
+
+    Args:
+        policy: (R, A) float32.
+        value: (R,) float32, of the root.
+    """
+
+    policy: Tensor
+    value: Tensor
+
+
+@torch.no_grad()
+def search_rows(
+    model: MuZero, segment: Segment, rows: Sequence[int], chosen: Tensor, search: Planner | None, noise: Tensor | None
+) -> Searched:
+    """Search again from logged frames.
+
+    Args:
+        model: the newest network, or a target network.
+        segment: windows of play.
+        rows: which rows of each window.
+        chosen: (B, len(rows)) bool, those that are wanted.
+        search: a search of `planning` with its settings; None: the logged action, and the network's own value.
+        noise: (R, A) Gumbel noise of the wanted rows, in the order of `chosen`; None: none.
+
+    Raises:
+        UserError: the network gave a number that is not finite; told by the search.
+    """
+    flat = chosen.flatten()
+    frames, action, real = (x[flat] for x in model.contexts(segment, rows))
+    state = model.fresh(model.represent(frames, action, real))
+    logits, value = model.roots(state)
+    if search is None:
+        place = model.index[segment.action[:, list(rows)]].flatten()[flat]
+        return Searched(F.one_hot(place.clamp(min=0), len(model.actions)).float(), value)
+    found = search(model.recurrent, Root(logits, value, state), noise=noise)
+    return Searched(found.action_weights.float(), found.value.float())
+
+
+class ReanalyseDataModule(StoreDataModule):
+    """Windows of play with targets by row: searched now, searched before, or logged.
+
+    A share of each batch, `fraction`, is searched again by the learner's target network on the device, once the batch
+    is there. The rest takes the targets of one version of the side columns that `worldmodels reanalyse` writes, where a
+    row has them, and otherwise what was logged: the action, and the discounted return to the end of the episode, which
+    is unknown where the episode was cut. `side["target_age"]` says how old each is.
+
+    Args:
+        store: as in `StoreDataModule`.
+        fraction: the reanalyse fraction, 0 to 1.
+        version: of the side columns; "newest" for the one that is newest now, or null for none. Of several stores a
+            list, one for each.
+        settings: as of `StoreDataModule`.
+
+    Raises:
+        UserError: a fraction outside 0..1, a version that is not there, or one of another store or model.
+    """
+
+    def __init__(
+        self,
+        store: str | Sequence[str],
+        fraction: float = 1.0,
+        version: str | Sequence[str | None] | None = None,
+        **settings: Any,
+    ) -> None:
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+            raise UserError(f"data.fraction={fraction} must be from 0 (logged targets) to 1 (all searched again)")
+        super().__init__(store, **settings)
+        self.keep_starts = True
+        self.fraction = fraction
+        stores = self.store.stores if isinstance(self.store, Mixture) else [self.store]
+        versions = [version] * len(stores) if version is None or isinstance(version, str) else list(version)
+        if len(versions) != len(stores):
+            raise UserError(f"data.version={versions} must name one version, or one for each of {len(stores)} stores")
+        self._stores, self.version = stores, [_pinned(s, v) for s, v in zip(stores, versions, strict=True)]
+        self._logged: Logged | None = None
+
+    def on_after_batch_transfer(self, batch: Segment, dataloader_idx: int) -> Segment:
+        """Give a training batch its targets; windows of validation teach what was logged."""
+        if self.trainer is None or not self.trainer.training:
+            return batch
+        return self.targeted(batch, self.trainer.lightning_module)
+
+    def targeted(self, batch: Segment, learner: Any) -> Segment:
+        """A batch with targets by row in its `side`.
+
+        Args:
+            batch: windows, with `side["starts"]`.
+            learner: has `target`, the network that searches, `search`, `clip`, and `noise_key`.
+        """
+        model, device = learner.target.module, batch.obs.device
+        if self._logged is None:
+            self._logged = Logged.of(self._stores, self.version, model, learner.clip)
+        starts = batch.side["starts"].cpu().numpy()
+        number = self.store.offsets[starts[:, 0]] + starts[:, 1]
+        number = number[:, None] + np.arange(batch.length)  # of each row among all; padding has some other's
+        inside = number.clip(0, len(self._logged.value) - 1)
+        policy, value, known, step = (
+            torch.from_numpy(x[inside]).to(device) for x in self._logged.columns(batch.length)
+        )
+        place = model.index[batch.action]
+        logged = F.one_hot(place.clamp(min=0), len(model.actions)).float()
+        stored = step >= 0
+        policy = torch.where(stored[..., None], policy, logged)
+        known = known & batch.mask & (place >= 0)
+        age = torch.where(stored, learner.global_step - step, -1)
+        windows = self._fresh(batch.batch_size, learner)
+        rows = sorted(set().union(*model.rows()) & set(range(batch.length)))
+        chosen = torch.zeros(batch.batch_size, len(rows), dtype=torch.bool, device=device)
+        chosen[windows] = batch.mask[windows][:, rows]
+        if chosen.any():
+            where = chosen.nonzero()
+            at = where[:, 0], torch.tensor(rows, device=device)[where[:, 1]]
+            noise = None
+            if learner.noise_key is not None:
+                noise = row_gumbel(number[at[0].cpu(), at[1].cpu()], len(model.actions), *learner.noise_key).to(device)
+            found = search_rows(model, batch, rows, chosen, learner.search, noise)
+            policy[at], value[at] = found.policy, found.value
+            known[at], age[at] = True, 0
+        return replace(batch, side=batch.side | {POLICY: policy, VALUE: value, KNOWN: known, AGE: age})
+
+    def _fresh(self, count: int, learner: Any) -> Tensor:
+        """Which windows of the batch at hand are searched: a function of (seed, rank, batch number)."""
+        key = (self.seed % 2**63, learner.global_rank, learner.batch_number())
+        order = np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).permutation(count)
+        return torch.from_numpy(np.sort(order[: round(self.fraction * count)]))
+
+    def _origin(self) -> dict[str, Any]:
+        return super()._origin() | {"fraction": self.fraction, "version": self.version}
+
+
+class Logged(NamedTuple):
+    """What is known of all rows of a data module's stores before any search, N rows.
+
+    Args:
+        policy: (N, A) float32, of the pinned versions, or one row of zeros where none is pinned.
+        value: (N,) float32, of the pinned versions or the logged return.
+        known: (N,) bool, false where neither is.
+        step: (N,) int64, of the training that made the version, -1 where there is none.
+    """
+
+    policy: np.ndarray
+    value: np.ndarray
+    known: np.ndarray
+    step: np.ndarray
+
+    def columns(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Policy, value, known and step, each to be indexed by rows."""
+        return self.policy, self.value, self.known, self.step
+
+    @classmethod
+    def of(
+        cls, stores: Sequence[Store], versions: Sequence[str | None], model: MuZero, clip: Callable[[Tensor], Tensor]
+    ) -> "Logged":
+        """Read the pinned versions, and sum up the rewards of each episode.
+
+        Raises:
+            UserError: a version was made by a model of other actions.
+        """
+        parts = []
+        for store, version in zip(stores, versions, strict=True):
+            rewards = clip(torch.from_numpy(store.column("reward").astype(np.float32))).numpy()
+            value, known = returns_to_go(rewards, store.column("flags") & 1 != 0, store.offsets, model.gamma)
+            policy = np.zeros((len(value), len(model.actions)), np.float32)
+            step = np.full(len(value), -1)
+            if version is not None:
+                about = store.side_about(COLUMNS["value"], version)
+                if about["actions"] != model.actions:
+                    raise UserError(
+                        f"the targets {version} of {store.path} are over the actions {about['actions']} and the model "
+                        f"takes {model.actions}; search again: worldmodels reanalyse checkpoint=... store={store.path}"
+                    )
+                searched = store.side(COLUMNS["value"], version)
+                there = ~np.ma.getmaskarray(searched)
+                value[there], known[there], step[there] = searched.data[there], True, about["step"]
+                policy[there] = store.side(COLUMNS["policy"], version).data[there]
+            parts.append((policy, value, known, step))
+        return cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def returns_to_go(
+    reward: np.ndarray, terminated: np.ndarray, offsets: np.ndarray, gamma: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Discounted rewards from each row to the end of its episode, and whether the log has that end.
+
+    Args:
+        reward: (N,) float32.
+        terminated: (N,) bool.
+        offsets: (E+1,) first row of each episode, and last the number of rows.
+        gamma: discount.
+
+    Returns:
+        (N,) float32 and (N,) bool.
+    """
+    total, known = np.zeros(len(reward), np.float64), np.zeros(len(reward), bool)
+    first, last = offsets[:-1], offsets[1:] - 1
+    ended = terminated[last]
+    known[:] = np.repeat(ended, offsets[1:] - first)
+    # all episodes at once, from their ends backwards
+    running, row, alive = np.zeros(len(first)), last.copy(), last >= first
+    while alive.any():
+        running[alive] = reward[row[alive]] + gamma * running[alive]
+        total[row[alive]] = running[alive]
+        row -= 1
+        alive &= row >= first
+    return total.astype(np.float32), known
+
+
+def _pinned(store: Store, version: str | None) -> str | None:
+    """The version itself, once it is known to be of this store.
+
+    Raises:
+        UserError: it is not there, or was made of another store or by another kind of model.
+    """
+    if version is None:
+        return None
+    about = store.side_about(COLUMNS["value"], None if version == "newest" else version)
+    if about.get("family") != FAMILY or about.get("store") != store.uuid:
+        raise UserError(
+            f"the targets {version} in {store.path} were made of the store {about.get('store')} by a model of the "
+            f"family {about.get('family')}, and not of {store.uuid} by {FAMILY}; make some: worldmodels reanalyse "
+            f"checkpoint=... store={store.path}"
+        )
+    return about["version"]
+
+
+def about_targets(store: Store, version: str, model: MuZero, **facts: Any) -> Mapping[str, Any]:
+    """What is kept beside the side columns of a version."""
+    return {"family": FAMILY, "store": store.uuid, "version": version, "actions": model.actions, **facts}

@@ -1,0 +1,241 @@
+"""MuZero from logged play: Unplugged by search, one-step improvement, or cloning, all with the same network."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from worldmodels.config import build, read_checkpoint
+from worldmodels.data.reanalyse import AGE, ReanalyseDataModule
+from worldmodels.learners.base import Learner, Score
+from worldmodels.learners.policy import Apart, typical_frames
+from worldmodels.learners.world_model import LEAST_PRIORITY, decay_groups
+from worldmodels.models.muzero import MuZero
+from worldmodels.planning.planners import Planner
+from worldmodels.types import Segment, UserError
+
+PLANNERS = "worldmodels.planning.planners."
+
+
+def build_muzero(model: Mapping[str, Any], card: Mapping[str, Any], actions: Sequence[int]) -> MuZero:
+    """The network that `model` describes, for frames as those of the dataset card.
+
+    Args:
+        model: settings for `config.build`, with those of its heads `value` and `reward` (nn/heads.py) among them.
+        card: of the log that it learns from.
+        actions: indices into the 18-action set that it may take.
+
+    Raises:
+        UserError: the settings build nothing, or the frames are not square.
+    """
+    settings, obs = dict(model), card["obs"]
+    if obs["height"] != obs["width"]:
+        raise UserError(
+            f"MuZero sees square frames but the store's are {obs['height']}x{obs['width']}: give data.transform.size"
+        )
+    if not {"value", "reward"} <= set(settings):
+        raise UserError(f"model {settings.get('_target_')} is no MuZero; give model=muzero")
+    heads = {name: partial(build, settings.pop(name)) for name in ("value", "reward")}
+    return build(settings, image_channels=obs["channels"], image_size=obs["height"], actions=actions, **heads)
+
+
+def searching(settings: Mapping[str, Any] | None) -> Planner | None:
+    """The search that settings as those of conf/planner describe; None for none.
+
+    Raises:
+        UserError: they build nothing, or something else.
+    """
+    if settings is None:
+        return None
+    if not str(settings.get("_target_")).startswith(PLANNERS):
+        raise UserError(f"learner.search has _target_ {settings.get('_target_')}, which is no search of {PLANNERS}...")
+    return build(settings)
+
+
+class MuZeroLearner(Learner):
+    """AdamW over the model's own loss, towards targets that a target network searches; see `data.reanalyse`.
+
+    What is searched has no score that ranks models, so the newest checkpoint counts as the best.
+
+    Args:
+        model: as in `build_muzero`.
+        card: dataset card of the log.
+        actions: indices into the 18-action set that may be taken.
+        search: settings of the search that improves the policy, as conf/planner has them; None: the logged actions are
+            the policy, which is cloning.
+        row_noise: give the search Gumbel noise that is a function of the row and the number of the target network.
+        target_every: optimizer steps after which the target network is made equal (Schrittwieser et al. 2021: 500).
+        clip_rewards: learn from the sign of rewards.
+        lr: peak learning rate.
+        weight_decay: of matrices and kernels.
+        eps: of AdamW.
+        clip: greatest norm of the gradient.
+        warmup: optimizer steps over which the learning rate rises from 0.
+        schedule: "constant", "cosine" or "linear", the last two to 0 at `max_steps`.
+        max_steps: optimizer steps that the schedule spans.
+        seed: of what is drawn in training.
+
+    Raises:
+        UserError: a setting out of range.
+    """
+
+    score = Score("val/newest", "best_step", "at step")
+    model: MuZero
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        card: dict[str, Any],
+        actions: list[int],
+        search: dict[str, Any] | None = None,
+        row_noise: bool = True,
+        target_every: int = 500,
+        clip_rewards: bool = True,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+        eps: float = 1e-8,
+        clip: float = 10.0,
+        warmup: int = 100,
+        schedule: str = "cosine",
+        max_steps: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.check_settings()
+        if target_every < 1:
+            raise UserError(f"learner.target_every={target_every} must be at least 1")
+        self.model = build_muzero(model, card, actions)
+        self.search = searching(search)
+        if search is not None and row_noise and not search["_target_"].endswith((".gumbel", ".one_step")):
+            raise UserError(f"{search['_target_']} takes no Gumbel noise: give learner.row_noise=false with it")
+        self.means: Any = nn.ModuleDict()
+        self._target: Apart | None = None
+        self._stored: dict[str, Tensor] | None = None  # of a checkpoint, until the target network is made
+
+    # What `data.reanalyse` asks for
+
+    @property
+    def target(self) -> Apart:
+        """The network that searches."""
+        assert self._target is not None, "made when training begins"
+        return self._target
+
+    @property
+    def noise_key(self) -> tuple[int, ...] | None:
+        """What the noise of a row is a function of, beside the row."""
+        number = self.global_step // self.hparams["target_every"]
+        return (self.hparams["seed"], number) if self.hparams["row_noise"] else None
+
+    def clip(self, reward: Tensor) -> Tensor:
+        """Rewards as they are learned from."""
+        return reward.sign() if self.hparams["clip_rewards"] else reward
+
+    # Training
+
+    def prepare(self, data: Any, resumed: bool) -> None:
+        """Refuse data without targets and windows that are too short; show the network the log's frames."""
+        if not isinstance(data, ReanalyseDataModule):
+            raise UserError("learner=muzero learns from data=reanalyse, which gives its windows targets; give both")
+        if min(data.length, data.validation["length"]) < self.model.least_length:
+            raise UserError(
+                f"data.length={data.length} and data.validation.length={data.validation['length']} must be at least "
+                f"{self.model.least_length}: model.frames, model.unroll and model.td_steps together"
+            )
+        if not resumed:
+            self.model.know(typical_frames(data.store))
+
+    def on_fit_start(self) -> None:
+        """Make the target network, as the checkpoint has it or equal to the model."""
+        target = deepcopy(self.model)
+        if self._stored is not None:
+            target.load_state_dict(self._stored)
+        self._target, self._stored = Apart(target), None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the target network's weights, without which a resumed run would be another."""
+        super().on_save_checkpoint(checkpoint)
+        if self._target is not None:
+            checkpoint["target"] = self._target.module.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep them until training begins."""
+        self._stored = checkpoint.get("target")
+
+    def training_step(self, segment: Segment, batch_idx: int) -> Tensor:
+        """The model's loss, with how old its targets were."""
+        loss, metrics = self.model.loss(self._clipped(segment), self.noise())
+        drawn = "importance" in segment.side
+        self.refuse_broken(loss, now=drawn)
+        each = metrics.pop("window_loss")
+        if drawn:
+            datamodule: Any = self.trainer.datamodule  # pyrefly: ignore
+            datamodule.update(segment.side["starts"], each.float() + LEAST_PRIORITY)
+        age, real = segment.side[AGE], segment.mask
+        count = real.sum().clamp(min=1)
+        metrics |= {name: (kind & real).sum() / count for name, kind in (("fresh", age == 0), ("logged", age < 0))}
+        old = (age >= 0) & real
+        metrics["target_age"] = torch.where(old, age, 0).sum() / old.sum().clamp(min=1)
+        self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=segment.batch_size)
+        return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Renew the target network, between two batches: the next is searched before its step begins."""
+        if self.global_step % self.hparams["target_every"] == 0:
+            self.target.module.load_state_dict(self.model.state_dict())
+
+    def validation_step(self, segment: Segment, batch_idx: int) -> None:
+        """The losses of held-out play, whose policy is the logged one."""
+        _, metrics = self.model.loss(self._clipped(segment), torch.Generator(self.device).manual_seed(batch_idx))
+        for name, value in metrics.items():
+            if name != "window_loss":
+                if name not in self.means:
+                    self.means[name] = MeanMetric().to(self.device)
+                self.means[name].update(value.float())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means, and the step as the score."""
+        for name, metric in self.means.items():
+            self.log(f"val/{name}", metric.compute(), sync_dist=True)
+            metric.reset()
+        self.log("val/newest", float(self.global_step))
+
+    def _clipped(self, segment: Segment) -> Segment:
+        return replace(segment, reward=self.clip(segment.reward))
+
+    def configure_optimizers(self) -> Any:
+        """One AdamW, and the schedule by step."""
+        hp = self.hparams
+        groups = decay_groups(self.model, hp["weight_decay"])
+        optimizer = torch.optim.AdamW(groups, lr=hp["lr"], eps=hp["eps"], fused=True)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip the norm of the whole gradient, and log it."""
+        self.log("train/grad_norm", nn.utils.clip_grad_norm_(self.model.parameters(), self.hparams["clip"]))
+
+
+def load_muzero(checkpoint: str | Path) -> tuple[MuZero, dict[str, Any]]:
+    """The network of a checkpoint, averaged, in evaluation mode, and the settings of its learner.
+
+    Raises:
+        UserError: the file cannot be read, holds another model, or its weights do not belong to its settings.
+    """
+    stored = read_checkpoint(checkpoint)
+    given = stored["hyper_parameters"]
+    if "search" not in given:
+        raise UserError(f"{checkpoint} holds no MuZero; train one with `worldmodels train learner=muzero`")
+    model = build_muzero(given["model"], given["card"], given["actions"])
+    weights = {k.removeprefix("model."): v for k, v in stored["state_dict"].items() if k.startswith("model.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"the weights in {checkpoint} do not fit the model it describes; train again") from error
+    return model.eval().requires_grad_(False), given | {"global_step": stored["global_step"]}
