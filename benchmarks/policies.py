@@ -82,6 +82,8 @@ RUNS = {
 class Bench:
     """One log, one world model and many policies of each game, below `root`."""
 
+    logs = LOGS
+
     def __init__(self, root: Path, budgets: dict[str, Budget], only: Sequence[str]) -> None:
         self.root, self.budgets, self.only = root, budgets, only
 
@@ -107,7 +109,7 @@ class Bench:
         """The log of a game."""
         path, steps = self.root / game / "log", self.budgets[game].log
         if not path.exists() or Store.open(path).offsets[-1] < steps:
-            command = ["collect", f"game={game}", f"steps={steps}", f"store={path}", *LOGS.get(game, [])]
+            command = ["collect", f"game={game}", f"steps={steps}", f"store={path}", *self.logs.get(game, [])]
             subprocess.run([sys.executable, "-m", "worldmodels", *command], check=True, stdout=subprocess.DEVNULL)
         return path
 

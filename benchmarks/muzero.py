@@ -1,0 +1,170 @@
+"""What MuZero learns from logs alone: on a toy whose best return is known, and in a real Atari game.
+
+`python -m benchmarks.muzero [--quick] [--only PART ...] [--out DIR]`. Every part is a `worldmodels` command in a folder
+of its own below DIR, which goes on where it was stopped and is found finished the next time. Parts are named
+GAME/RUN/SEED, such as catch/unplugged/0; --only takes the beginnings of such names, and what they need is made first.
+On two cores all of it takes about three hours; --quick makes the same figures with one seed and next to no training.
+
+The toy is Catch with eight balls an episode, from a log of which no episode has more than 0.6 of the best return. All
+runs of a game have the same network, log and number of optimizer steps, and play whole games by the rules of the log:
+
+- clone: the logged actions; its policy is drawn from, since the log's was.
+- rosmo: improved by one step of lookahead.
+- unplugged: every window searched again by the newest target network; half: every second one; logged: none, so that
+  policy and value are the log's own and only acting searches.
+- stale: none searched again, but targets that a bulk search wrote once, by `unplugged` after a fifth of the steps.
+- prior: `unplugged` played without a search, by its policy alone.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.policies import Bench, means, told
+from benchmarks.results import publish
+from worldmodels.data.store import Store
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is spent.
+
+    Args:
+        log: steps of play in a log.
+        train: optimizer steps of each run.
+        games: whole real games that each run plays.
+        seeds: of training.
+        runs: that are made.
+    """
+
+    log: int
+    train: int
+    games: int
+    seeds: int
+    runs: tuple[str, ...]
+
+
+RUNS = {
+    "clone": ("learner=muzero_cloning",),
+    "rosmo": ("learner=rosmo",),
+    "unplugged": (),
+    "half": ("data.fraction=0.5",),
+    "logged": ("data.fraction=0",),
+    "stale": ("data.fraction=0",),
+    "prior": (),
+}
+FULL = {
+    "catch": Budget(12_000, 4000, 100, 5, tuple(RUNS)),
+    "pong": Budget(100_000, 2500, 20, 3, ("clone", "rosmo", "unplugged", "prior")),
+}
+QUICK = {
+    "catch": Budget(2000, 60, 10, 1, tuple(RUNS)),
+    "pong": Budget(6000, 10, 1, 1, ("clone", "unplugged", "prior")),
+}
+LOGS = {"catch": ["source.balls=8", "source.skill=0.45", "source.at_most=0.6"]}
+BEST = {"catch": 8.0}
+"""The best return there is, where it is known."""
+
+
+class MuZeroBench(Bench):
+    """One log and many runs of each game, below `root`."""
+
+    logs = LOGS
+
+    def __init__(self, root: Path, budgets: dict[str, Budget], only: Sequence[str]) -> None:
+        super().__init__(root, budgets, only)  # pyrefly: ignore
+
+    def parts(self) -> Iterator[tuple[str, str, int]]:
+        """Game, run and seed of every part that is wanted."""
+        for game, budget in self.budgets.items():
+            for name in budget.runs:  # pyrefly: ignore
+                for seed in range(budget.seeds):
+                    if not self.only or f"{game}/{name}/{seed}".startswith(tuple(self.only)):
+                        yield game, name, seed
+
+    def policy(self, game: str, name: str, seed: int) -> Path:
+        """The checkpoint of a run, with all that it needs."""
+        steps = self.budgets[game].train  # pyrefly: ignore
+        if name == "prior":
+            return self.policy(game, "unplugged", seed)
+        settings = [f"store={self.log(game)}", f"seed={seed}", *RUNS[name]]
+        if name == "stale":
+            settings.append(f"data.version={self.targets(game, seed)}")
+        return self.train(f"{game}_muzero", steps, *settings, out=self.root / game / name / str(seed))
+
+    def targets(self, game: str, seed: int) -> str:
+        """The version of the targets that a little trained network gave the whole log once."""
+        steps, out = self.budgets[game].train // 5, self.root / game / "young" / str(seed)  # pyrefly: ignore
+        checkpoint = self.train(f"{game}_muzero", steps, f"store={self.log(game)}", f"seed={seed}", out=out)
+        settings = [f"checkpoint={checkpoint}", f"store={self.log(game)}"]
+        self.run("reanalyse", *settings, out=out / "targets")
+        return json.loads((out / "targets" / "metrics.json").read_text(encoding="utf-8"))["version"]
+
+    def play(self) -> None:
+        """Train every run that is wanted, and let it play."""
+        for game, name, seed in self.parts():
+            checkpoint = self.policy(game, name, seed)
+            settings = [f"checkpoint={checkpoint}", f"game={game}", "protocol=store", f"agent={name}", f"seed={seed}"]
+            settings += [f"episodes={self.budgets[game].games}", "films=0"]
+            settings += ["planner=prior"] if name == "prior" else []
+            self.run("evaluate", *settings, out=self.root / game / name / str(seed) / "played")
+
+
+def figures_of(bench: MuZeroBench, game: str) -> dict[str, Any]:
+    """Every figure of a game that has been played so far."""
+    rng, store = np.random.default_rng(0), Store.open(bench.log(game))
+    log = [np.array([store.episode_info(i)["return"] for i in range(len(store.lengths))])]
+    played = {name: runs for name in bench.budgets[game].runs if (runs := bench.returns(game, name))}  # pyrefly: ignore
+    drawn = {name: means(runs, rng) for name, runs in ({"log": log} | played).items()}
+    figures: dict[str, Any] = {}
+    for name, values in drawn.items():
+        figures[name] = told(values)
+        if name in played:
+            figures[name] |= {"seeds": len(played[name]), "games": sum(map(len, played[name]))}
+            figures[name]["minus_log"] = told(values - drawn["log"])
+        if game in BEST:
+            figures[name]["share_of_best"] = round(float(values[0]) / BEST[game], 3)
+    for name in played:
+        if name != "clone" and "clone" in played:
+            figures[f"{name}_minus_clone"] = told(drawn[name] - drawn["clone"])
+    return figures | {"best_of_log": float(log[0].max())}
+
+
+def show(game: str, figures: dict[str, Any]) -> None:
+    """The table of a game."""
+    print(f"\n{game:<24} {'return':>8}   95 % interval      of the best   seeds x games")
+    for name, f in figures.items():
+        if isinstance(f, dict):
+            low, high = f["interval"]
+            share = f"{f['share_of_best']:>8.1%}" if "share_of_best" in f else ""
+            runs = f"{f['seeds']} x {f['games'] // f['seeds']}" if "seeds" in f else ""
+            print(f"{name:<24} {f['mean']:>8.2f}   [{low:>6.2f}, {high:>6.2f}]   {share:>8}      {runs}".rstrip())
+    print(f"{'best of the log':<24} {figures['best_of_log']:>8.2f}")
+
+
+def main() -> None:
+    """Make what is missing, and print every figure and the same as JSON in the last line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed and next to no training")
+    parser.add_argument("--only", nargs="*", default=[], metavar="PART", help="such as pong/clone or catch")
+    parser.add_argument("--out", type=Path, default=Path("runs/muzero"), help="where runs are kept")
+    options = parser.parse_args()
+    root, began = options.out.absolute() / ("quick" if options.quick else "full"), time.monotonic()
+    bench = MuZeroBench(root, QUICK if options.quick else FULL, options.only)
+    bench.play()
+    figures: dict[str, Any] = {}
+    for game in bench.budgets:
+        if (root / game).exists():
+            figures[game] = figures_of(bench, game)
+            show(game, figures[game])
+    publish("muzero", figures, options.out, quick=options.quick, seconds_now=round(time.monotonic() - began))
+
+
+if __name__ == "__main__":
+    main()
