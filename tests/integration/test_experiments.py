@@ -8,13 +8,15 @@ from hydra import compose, initialize_config_dir
 
 from tests.conftest import QUICK, ROOT, write_catch
 from worldmodels.config import build, load_learner, plain, sized
+from worldmodels.learners.acting import muzero_policy
 from worldmodels.learners.fit import fit
 from worldmodels.learners.policy import load_policy
 from worldmodels.learners.world_model import WorldModelLearner
 
 EVERY = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml"))
 POLICIES = [name for name in EVERY if name.endswith(("_cloning", "_offline_q", "_actor_critic", "_imagination"))]
-EXPERIMENTS = [name for name in EVERY if name not in POLICIES]
+SEARCHES = [name for name in EVERY if name.endswith("_muzero")]
+EXPERIMENTS = [name for name in EVERY if name not in POLICIES + SEARCHES]
 SMALL = ["data.batch_size=1", "data.validation.windows=1", "trainer.max_steps=2"]
 
 
@@ -71,3 +73,18 @@ def test_experiment_of_a_policy(name: str, tmp_path: Path, catch_store: Path, la
         assert card == build(settings["data"]).card
         assert policy.actions == stored["hyper_parameters"]["actions"] == [0, 3, 4]
         assert all(torch.equal(v, stored["state_dict"][f"model.{k}"]) for k, v in policy.state_dict().items())
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_experiment_of_a_search(name: str, tmp_path: Path, catch_store: Path, large_store: Path) -> None:
+    store = catch_store if name.startswith("catch") else large_store
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        places = [f"experiment={name}", f"store={store}", f"out={tmp_path}", "learner.search.num_simulations=2"]
+        settings = plain(compose("train", [*places, *QUICK, *SMALL, "data.batch_size=2"]))
+    settings["model"] = sized(settings["model"])
+    assert fit(settings, tmp_path)["steps"] == 2
+    for file in ("best.ckpt", "last.ckpt"):
+        stored = torch.load(tmp_path / file, weights_only=True)
+        policy, card = muzero_policy(tmp_path / file)
+        assert card == build(settings["data"]).card
+        assert policy.actions == stored["hyper_parameters"]["actions"] == [0, 3, 4]

@@ -10,7 +10,17 @@ import torch
 
 from tests.unit.test_muzero import muzero, spread
 from worldmodels.config import build
-from worldmodels.data.reanalyse import AGE, COLUMNS, ReanalyseDataModule, returns_to_go, search_rows
+from worldmodels.data.reanalyse import (
+    AGE,
+    COLUMNS,
+    FRESH,
+    LOGGED,
+    SOURCE,
+    STORED,
+    ReanalyseDataModule,
+    returns_to_go,
+    search_rows,
+)
 from worldmodels.data.store import Store
 from worldmodels.learners.muzero import searching
 from worldmodels.learners.policy import Apart
@@ -45,7 +55,7 @@ def model() -> MuZero:
 
 def learner(model: MuZero, step: int = 0, **changes: Any) -> Any:
     """What a data module asks a learner for."""
-    own = {"noise_key": (7, 0), "search": searching(GUMBEL), "global_rank": 0, "global_step": step}
+    own = {"noise_key": (7, 0), "search": searching(GUMBEL), "global_rank": 0, "global_step": step, "target_step": step}
     own |= {"target": Apart(model), "clip": torch.sign, "batch_number": lambda: 3}
     return SimpleNamespace(**(own | changes))
 
@@ -62,10 +72,11 @@ def test_bulk_and_batches_give_the_same_targets(store: Store, model: MuZero, tmp
     fresh = data.targeted(batch(data), learner(model))
     stored = ReanalyseDataModule(str(store.path), fraction=0.0, version="first", **WINDOWS)
     kept = stored.targeted(batch(stored), learner(model, step=12))
-    searched = fresh.side[AGE] == 0
+    searched = fresh.side[SOURCE] == FRESH
     assert searched.sum() > 10
     torch.testing.assert_close(fresh.side[POLICY][searched], kept.side[POLICY][searched])
     torch.testing.assert_close(fresh.side[VALUE][searched], kept.side[VALUE][searched])
+    assert (kept.side[SOURCE][kept.side[KNOWN]] == STORED).all()
     assert set(kept.side[AGE][kept.side[KNOWN]].tolist()) == {7}  # 12 steps, of which the version has seen 5
     other = data.targeted(batch(data), learner(model, noise_key=(8, 0)))
     assert not torch.equal(other.side[POLICY], fresh.side[POLICY])
@@ -88,14 +99,14 @@ def test_only_the_target_network_changes_the_loss(store: Store, model: MuZero) -
 def test_the_fraction_is_the_share_of_windows_that_is_searched(store: Store, model: MuZero, fraction: float) -> None:
     data = ReanalyseDataModule(str(store.path), fraction=fraction, **WINDOWS)
     segment = data.targeted(batch(data), learner(model))
-    fresh = ((segment.side[AGE] == 0) & segment.mask).any(1)
+    fresh = ((segment.side[SOURCE] == FRESH) & segment.mask).any(1)
     assert fresh.sum() <= fraction * 8
     assert (~segment.mask[~fresh, 1:4].any(1)).sum() + fresh.sum() >= fraction * 8  # but windows that are all padding
-    logged = segment.side[KNOWN] & (segment.side[AGE] < 0)
+    logged = segment.side[KNOWN] & (segment.side[SOURCE] == LOGGED)
     action = model.index[segment.action[logged]]
     assert (segment.side[POLICY][logged].argmax(-1) == action).all()
     again = data.targeted(batch(data), learner(model))
-    assert torch.equal(again.side[AGE], segment.side[AGE])
+    assert torch.equal(again.side[SOURCE], segment.side[SOURCE])
 
 
 def test_logged_values_are_returns_to_the_end() -> None:
@@ -161,7 +172,7 @@ def test_two_stores_each_with_a_version(tmp_path: Path, model: MuZero) -> None:
         assert set(segment.side[AGE][segment.side["store"] == k][rows].tolist()) <= {10 - k}
     half = ReanalyseDataModule(paths, fraction=0.0, version=["v0", None], **WINDOWS)
     segment = half.targeted(batch(half), learner(model, step=10))
-    assert (segment.side[AGE][segment.side["store"] == 1] == -1).all()
+    assert (segment.side[SOURCE][segment.side["store"] == 1] == LOGGED).all()
     assert half.version == ["v0", None]
 
 

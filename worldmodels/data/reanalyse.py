@@ -26,8 +26,10 @@ from worldmodels.planning.tree import Root
 from worldmodels.types import Segment, UserError
 
 COLUMNS = {"policy": "reanalysed_policy", "value": "reanalysed_value"}
-AGE = "target_age"
-"""Side column (B, T) int64: optimizer steps since a target was searched; 0 for a fresh one, -1 for a logged one."""
+SOURCE, AGE = "target_source", "target_age"
+"""Side columns (B, T) int64: where a target is from, `LOGGED`, `STORED` or `FRESH`, and how many optimizer steps ago
+the network that searched it was the newest; 0 for what was logged, and where that network had seen more steps."""
+LOGGED, STORED, FRESH = range(3)
 FAMILY = "muzero"
 
 
@@ -77,7 +79,7 @@ class ReanalyseDataModule(StoreDataModule):
     A share of each batch, `fraction`, is searched again by the learner's target network on the device, once the batch
     is there. The rest takes the targets of one version of the side columns that `worldmodels reanalyse` writes, where a
     row has them, and otherwise what was logged: the action, and the discounted return to the end of the episode, which
-    is unknown where the episode was cut. `side["target_age"]` says how old each is.
+    is unknown where the episode was cut. `side["target_source"]` and `side["target_age"]` tell what each is.
 
     Args:
         store: as in `StoreDataModule`.
@@ -120,7 +122,7 @@ class ReanalyseDataModule(StoreDataModule):
 
         Args:
             batch: windows, with `side["starts"]`.
-            learner: has `target`, the network that searches, `search`, `clip`, and `noise_key`.
+            learner: a `MuZeroLearner`, or what has its `target`, `target_step`, `search`, `clip` and `noise_key`.
         """
         model, device = learner.target.module, batch.obs.device
         if self._logged is None:
@@ -137,7 +139,8 @@ class ReanalyseDataModule(StoreDataModule):
         stored = step >= 0
         policy = torch.where(stored[..., None], policy, logged)
         known = known & batch.mask & (place >= 0)
-        age = torch.where(stored, learner.global_step - step, -1)
+        source = torch.where(stored, STORED, LOGGED)
+        age = torch.where(stored, learner.global_step - step, 0).clamp(min=0)
         windows = self._fresh(batch.batch_size, learner)
         rows = sorted(set().union(*model.rows()) & set(range(batch.length)))
         chosen = torch.zeros(batch.batch_size, len(rows), dtype=torch.bool, device=device)
@@ -150,8 +153,9 @@ class ReanalyseDataModule(StoreDataModule):
                 noise = row_gumbel(number[at[0].cpu(), at[1].cpu()], len(model.actions), *learner.noise_key).to(device)
             found = search_rows(model, batch, rows, chosen, learner.search, noise)
             policy[at], value[at] = found.policy, found.value
-            known[at], age[at] = True, 0
-        return replace(batch, side=batch.side | {POLICY: policy, VALUE: value, KNOWN: known, AGE: age})
+            known[at], source[at], age[at] = True, FRESH, learner.global_step - learner.target_step
+        targets = {POLICY: policy, VALUE: value, KNOWN: known, SOURCE: source, AGE: age}
+        return replace(batch, side=batch.side | targets)
 
     def _fresh(self, count: int, learner: Any) -> Tensor:
         """Which windows of the batch at hand are searched: a function of (seed, rank, batch number)."""

@@ -53,6 +53,10 @@ class Learner(L.LightningModule):
             UserError: the data do not fit the settings.
         """
 
+    def player(self) -> Any:
+        """What plays the real game where its score is asked for."""
+        return self.model
+
     def batch_number(self) -> int:
         """Number of the training batch at hand, over all resumes."""
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total

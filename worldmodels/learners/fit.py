@@ -133,8 +133,8 @@ def check_learner(settings: Mapping[str, Any]) -> None:
     """Refuse settings of what learners share for those of one."""
     if "_target_" not in settings["learner"]:
         raise UserError(
-            "learner=policy is what the learners of policies share and none of them; choose learner=cloning, offline_q "
-            "or actor_critic"
+            "learner=policy is what the learners of policies share, muzero_base what those with a search do; choose "
+            "learner=cloning, offline_q, actor_critic, muzero, rosmo or muzero_cloning"
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from worldmodels.config import build, read_checkpoint
-from worldmodels.data.reanalyse import AGE, ReanalyseDataModule
+from worldmodels.data.reanalyse import AGE, FRESH, LOGGED, SOURCE, ReanalyseDataModule
 from worldmodels.learners.base import Learner, Score
 from worldmodels.learners.policy import Apart, typical_frames
 from worldmodels.learners.world_model import LEAST_PRIORITY, decay_groups
@@ -128,14 +128,26 @@ class MuZeroLearner(Learner):
         return self._target
 
     @property
+    def target_step(self) -> int:
+        """Optimizer steps that it had seen when it was made."""
+        every = self.hparams["target_every"]
+        return self.global_step // every * every
+
+    @property
     def noise_key(self) -> tuple[int, ...] | None:
         """What the noise of a row is a function of, beside the row."""
-        number = self.global_step // self.hparams["target_every"]
+        number = self.target_step // self.hparams["target_every"]
         return (self.hparams["seed"], number) if self.hparams["row_noise"] else None
 
     def clip(self, reward: Tensor) -> Tensor:
         """Rewards as they are learned from."""
         return reward.sign() if self.hparams["clip_rewards"] else reward
+
+    def player(self) -> Any:
+        """Acts by the search that it learns from, or by its policy where there is none."""
+        from worldmodels.learners.acting import PRIOR, as_policy
+
+        return as_policy(self.model, self.hparams["search"] or PRIOR)
 
     # Training
 
@@ -177,11 +189,11 @@ class MuZeroLearner(Learner):
         if drawn:
             datamodule: Any = self.trainer.datamodule  # pyrefly: ignore
             datamodule.update(segment.side["starts"], each.float() + LEAST_PRIORITY)
-        age, real = segment.side[AGE], segment.mask
-        count = real.sum().clamp(min=1)
-        metrics |= {name: (kind & real).sum() / count for name, kind in (("fresh", age == 0), ("logged", age < 0))}
-        old = (age >= 0) & real
-        metrics["target_age"] = torch.where(old, age, 0).sum() / old.sum().clamp(min=1)
+        source, count = segment.side[SOURCE], segment.mask.sum().clamp(min=1)
+        for name, kind in (("fresh", FRESH), ("logged", LOGGED)):
+            metrics[name] = ((source == kind) & segment.mask).sum() / count
+        old = (source != LOGGED) & segment.mask
+        metrics["target_age"] = torch.where(old, segment.side[AGE], 0).sum() / old.sum().clamp(min=1)
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=segment.batch_size)
         return loss
 

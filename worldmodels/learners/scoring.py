@@ -61,7 +61,9 @@ class RealGames(Callback):
             return
         game, rules, allowed, frames = self._agree(pl_module)
         with open_games(game, rules, min(self.slots, self.episodes), **frames) as env:
-            games = play(pl_module.model, env, rules, allowed, self.episodes, self.seed, device=str(pl_module.device))
+            games = play(
+                pl_module.player(), env, rules, allowed, self.episodes, self.seed, device=str(pl_module.device)
+            )
             mean = float(np.mean([each.score for each in games]))
         pl_module.log("val/return", mean, rank_zero_only=True)
         if (score := normalised(game, mean)) is not None:
@@ -69,7 +71,7 @@ class RealGames(Callback):
 
     def _agree(self, pl_module: Any) -> tuple[str, Rules, list[int], dict[str, Any]]:
         """The game, the rules, the actions that they allow and what frames are like, once they fit the policy."""
-        card, policy = pl_module.hparams["card"], pl_module.model
+        card, policy = pl_module.hparams["card"], pl_module.player()
         if not isinstance(policy, Policy):
             raise UserError("callbacks=scored plays policies and here a world model is trained; leave it out")
         if len(card.get("games", [])) > 1:

@@ -1,0 +1,131 @@
+"""MuZero from a log to the real game by the program itself: trained, resumed, searched in bulk, played, and refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conformance import check_policy
+from tests.conftest import QUICK
+from tests.integration.test_resume import same
+from worldmodels.data.sources.catch_play import catch_card, catch_play
+from worldmodels.data.store import Store
+from worldmodels.learners.acting import muzero_policy
+
+RUN = Callable[..., tuple[int, str, str]]
+BALLS = {"balls": 4, "at_most": 0.6}
+FAST = [*QUICK, "data.batch_size=4", "learner.search.num_simulations=3", "callbacks.last.every=5"]
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four balls an episode, and no episode with more than half of the best return."""
+    path = tmp_path_factory.mktemp("stores") / "balls"
+    with Store.create(path, catch_card(0, 0.45, **BALLS)) as store:
+        for episode in catch_play(640, 0, skill=0.45, **BALLS):
+            assert episode.info["return"] <= 2
+            store.append(episode)
+    return path
+
+
+@pytest.fixture
+def ok(in_process: RUN) -> Callable[..., str]:
+    def run(*arguments: str) -> str:
+        code, out, err = in_process(*arguments)
+        assert code == 0, err
+        return out
+
+    return run
+
+
+@pytest.fixture
+def trained(ok: Callable[..., str], log: Path, tmp_path: Path) -> Path:
+    settings = ["experiment=catch_muzero", f"store={log}", f"out={tmp_path / 'run'}", *FAST]
+    ok("train", *settings, "trainer.max_steps=4")
+    return tmp_path / "run" / "best.ckpt"
+
+
+@pytest.mark.parametrize("more", [[], ["data.priority.alpha=0.6", "data.fraction=0.5"]], ids=["plain", "priority"])
+def test_a_run_that_is_resumed_is_the_same_bit_for_bit(
+    ok: Callable[..., str], log: Path, tmp_path: Path, more: list[str]
+) -> None:
+    settings = ["experiment=catch_muzero", f"store={log}", *FAST, "learner.schedule=constant", *more]
+    settings += ["learner.target_every=3"]
+    for out, stops in (("straight", [10]), ("broken", [7, 10])):
+        for steps in stops:
+            ok("train", *settings, f"out={tmp_path / out}", f"trainer.max_steps={steps}")
+    a, b = (torch.load(tmp_path / out / "last.ckpt", weights_only=True) for out in ("straight", "broken"))
+    for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "target"):
+        same(a[part], b[part], part)
+
+
+def test_targets_of_a_bulk_search_are_trained_on(
+    ok: Callable[..., str], trained: Path, log: Path, tmp_path: Path
+) -> None:
+    arguments = ["reanalyse", f"checkpoint={trained}", f"store={log}", "trainer.accelerator=cpu"]
+    told = ok(*arguments, f"out={tmp_path / 'targets'}")
+    metrics = json.loads((tmp_path / "targets" / "metrics.json").read_text())
+    assert metrics["rows"] == Store.open(log).offsets[-1]
+    assert f"data.version={metrics['version']}" in told
+    assert metrics["step"] == 4
+    out = tmp_path / "second"
+    settings = ["experiment=catch_muzero", f"store={log}", f"out={out}", *FAST, "data.fraction=0"]
+    ok("train", *settings, "data.version=newest", "trainer.max_steps=6", "trainer.log_every_n_steps=1")
+    header, *lines = (out / "metrics.csv").read_text().splitlines()
+    columns = dict(zip(header.split(","), zip(*(line.split(",") for line in lines), strict=True), strict=True))
+    assert {v for v in columns["train/fresh"] if v} == {"0.0"}
+    assert float(next(v for v in columns["train/logged"] if v)) == 0
+    assert [float(v) for v in columns["train/target_age"] if v][-1] == 5 - 4
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_it_plays_as_any_policy(ok: Callable[..., str], log: Path, tmp_path: Path, recurrent: bool) -> None:
+    out = tmp_path / "run"
+    settings = ["experiment=catch_muzero", f"store={log}", f"out={out}", *FAST, f"model.recurrent={recurrent}"]
+    ok("train", *settings, "trainer.max_steps=2", "callbacks=scored", "callbacks.games.episodes=2")
+    policy, _ = muzero_policy(out / "best.ckpt")
+    frames = torch.randint(0, 256, (3, 3, 20, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    check_policy(policy, frames)
+    place = [f"checkpoint={out / 'best.ckpt'}", "game=catch", "protocol=store", "episodes=3", "films=0"]
+    for name in ("own", "prior", "puct", "one_step"):
+        ok("evaluate", *place, *([] if name == "own" else [f"planner={name}"]), f"out={tmp_path / name}")
+        assert json.loads((tmp_path / name / "metrics.json").read_text())["episodes"] == 3
+
+
+def test_mistakes_end_in_one_sentence(in_process: RUN, trained: Path, log: Path, tmp_path: Path) -> None:
+    run = ["train", f"store={log}", f"out={tmp_path / 'out'}", *QUICK, "trainer.max_steps=2"]
+    muzero = [*run, "experiment=catch_muzero"]
+    mistakes = [
+        ([*muzero, "data.fraction=1.5"], ["data.fraction=1.5", "from 0"]),
+        ([*muzero, "data.version=nowhere"], ["no side column"]),
+        ([*muzero, "data.length=5"], ["at least 9", "model.td_steps"]),
+        ([*muzero, "model.gamma=2"], ["model.gamma=2", "from 0 to 1"]),
+        (
+            [*muzero, "learner=muzero_cloning", "+planner@learner.search=puct", "learner.row_noise=true"],
+            ["row_noise=false"],
+        ),
+        ([*muzero, "learner=muzero_base"], ["muzero_base"]),
+        ([*muzero, "learner.target_every=0"], ["learner.target_every=0", "at least 1"]),
+        ([*run, "learner=muzero", "data=default"], ["data=reanalyse"]),
+        ([*run, "learner=muzero", "model=actor_critic"], ["model=muzero"]),
+        (["reanalyse", f"checkpoint={tmp_path}", f"store={log}", f"out={tmp_path / 'out'}"], ["no model.json"]),
+    ]
+    for given, parts in mistakes:
+        code, _, err = in_process(*given)
+        assert (code, err.count("\n")) == (2, 1), (given[-1], err)
+        for part in parts:
+            assert part in err, err
+
+
+@pytest.mark.exhaustive
+def test_it_learns_more_than_the_log_shows(ok: Callable[..., str], tmp_path: Path) -> None:
+    """From eight balls an episode and none above half of the best return, far above the best episode of the log."""
+    source = ["source.balls=8", "source.skill=0.45", "source.at_most=0.6"]
+    ok("collect", "game=catch", *source, "steps=12000", f"store={tmp_path / 'log'}")
+    quick = [q for q in QUICK if "windows" not in q]
+    ok("train", "experiment=catch_muzero", f"store={tmp_path / 'log'}", f"out={tmp_path / 'run'}", *quick)
+    place = [f"checkpoint={tmp_path / 'run' / 'best.ckpt'}", "game=catch", "protocol=store", "films=0"]
+    ok("evaluate", *place, "episodes=100", f"out={tmp_path / 'played'}")
+    assert json.loads((tmp_path / "played" / "metrics.json").read_text())["mean_return"] > 4
