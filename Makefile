@@ -40,4 +40,4 @@ lint: setup
 	$(BIN)/pyrefly check
 
 test: lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
