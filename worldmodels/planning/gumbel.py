@@ -61,8 +61,8 @@ def gumbel_search(
         if noise.shape != logits.shape:
             raise UserError(f"noise has shape {tuple(noise.shape)}; give one draw an action: {tuple(logits.shape)}")
         bonus = noise.to(logits.dtype) + bonus
-    table = torch.tensor(considered_visits(max_considered, num_simulations), device=logits.device)
-    considered = table[(~logits.isneginf()).sum(-1).clamp(max=max_considered)]
+    table = considered_visits(max_considered, num_simulations)
+    considered = table.to(logits.device)[(~logits.isneginf()).sum(-1).clamp(max=max_considered)]
     rule = Halving(bonus, considered, visit_offset, value_scale, rescale)
     value = root.value.detach().to(logits.dtype)
     plot = Plot(logits, value, invalid_inside, rule, num_simulations, max_depth or num_simulations)
@@ -81,8 +81,8 @@ def gumbel_noise(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @lru_cache
-def considered_visits(max_considered: int, num_simulations: int) -> list[list[int]]:
-    """Row m: with m considered actions, the visits that an action of each simulation must have had before.
+def considered_visits(max_considered: int, num_simulations: int) -> Tensor:
+    """(max_considered + 1, n) int64: with m considered actions (row m), the visits that are asked for in a simulation.
 
     Sequential halving (Karnin et al. 2013): the budget is shared by ceil(log2 m) phases, each of which visits those
     still considered equally often, and drops half of them, but never the last two.
@@ -97,4 +97,4 @@ def considered_visits(max_considered: int, num_simulations: int) -> list[list[in
                 visits += 1
             left = max(2, left // 2)
         table.append(row[:num_simulations])
-    return table
+    return torch.tensor(table)
