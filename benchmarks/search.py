@@ -3,8 +3,8 @@
 `ours` is a search with its network, so small that it runs on one thread while mctx takes all cores; `tree` is the same
 without the network: what selecting, expanding and backing up cost. 18 actions, 50 simulations, a small network
 (82-128-64 dynamics, 64-128-(18, 1, 1) heads), float32. With the extra `oracle` installed mctx runs in turn with ours,
-and the ratios are of the fastest run of each; without it only our own times are printed and no ratio is claimed. A larger
-network takes the same time in both and draws the ratios to 1.
+and the ratios are of the fastest run of each; without it only our own times are printed and no ratio is claimed. A
+larger network takes the same time in both and draws the ratios to 1.
 """
 
 import argparse
