@@ -40,7 +40,7 @@ def muzero(*overrides: str, actions: Any = range(18), channels: int = 3, size: i
 def spread(model: MuZero) -> MuZero:
     """With heads that are not zero, so that outputs differ."""
     torch.manual_seed(3)
-    for head in (model.policy, model.value, model.reward, model.end):
+    for head in (model.policy.output, model.value, model.reward, model.end):
         for parameter in head.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     return model

@@ -200,7 +200,7 @@ def test_mistakes(store: Store, model: MuZero, tmp_path: Path) -> None:
 def test_a_network_without_numbers_is_told(store: Store, model: MuZero) -> None:
     data = ReanalyseDataModule(str(store.path), **WINDOWS)
     with torch.no_grad():
-        model.policy.weight.fill_(torch.nan)
+        model.policy.output.weight.fill_(torch.nan)
     with pytest.raises(UserError, match=r"prior_logits is no finite number in row \d+"):
         data.targeted(batch(data), learner(model))
 

@@ -20,6 +20,7 @@ from worldmodels.data.mixing import Mixture
 from worldmodels.data.store import Store
 from worldmodels.models.muzero import MuZero
 from worldmodels.models.muzero_loss import KNOWN, POLICY, VALUE
+from worldmodels.nn.equivariant import expand_once
 from worldmodels.ops.draws import row_gumbel
 from worldmodels.planning.planners import Planner
 from worldmodels.planning.tree import Root
@@ -62,7 +63,13 @@ def search_rows(
     Raises:
         UserError: the network gave a number that is not finite; told by the search.
     """
-    flat = chosen.flatten()
+    with expand_once(model):
+        return _searched(model, segment, rows, chosen.flatten(), search, noise)
+
+
+def _searched(
+    model: MuZero, segment: Segment, rows: Sequence[int], flat: Tensor, search: Planner | None, noise: Tensor | None
+) -> Searched:
     frames, action, real = (x[flat] for x in model.contexts(segment, rows))
     state = model.fresh(model.represent(frames, action, real))
     logits, value = model.roots(state)

@@ -15,8 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodels.models.muzero_loss import loss_of
-from worldmodels.nn.latent import Blend, Dynamics, Probe, Projector, Readout, Representation, scaled
+from worldmodels.nn.equivariant import expand_once
+from worldmodels.nn.heads import wide
+from worldmodels.nn.latent import Blend, Dynamics, PolicyHead, Probe, Projector, Readout, Representation, scaled
+from worldmodels.nn.latent_symmetric import (
+    SymmetricBlend,
+    SymmetricDynamics,
+    SymmetricPolicy,
+    SymmetricReadout,
+    SymmetricRepresentation,
+    SymmetrisedRepresentation,
+)
 from worldmodels.nn.recurrent import init_lstm
+from worldmodels.ops.groups import action_table, group, transform
 from worldmodels.types import ACTIONS, Metrics, RecurrentOutput, Segment, State, Step, UserError
 
 Head = Callable[..., nn.Module]
@@ -25,6 +36,8 @@ WEIGHTS = {
     **{"consistency": 2.0, "probe": 1.0, "behaviour": 0.0},
 }
 """Of the losses, where nothing else is said."""
+PARTS = ("representation", "dynamics", "reward", "value", "policy")
+ROUTES = {"layers": SymmetricRepresentation, "symmetrised": SymmetrisedRepresentation}
 
 
 class MuZero(nn.Module):
@@ -63,6 +76,9 @@ class MuZero(nn.Module):
         shift: greatest random shift of the frames in pixels, in training.
         intensity: deviation of a random factor of the frames' brightness, in training.
         probe: `hidden` of `nn.latent.Probe`, which draws frames to look at; None: steps have no frame.
+        symmetry: "none", "flip_lr", "flip_ud", "c4" or "d4": what is built into the networks (Deac et al. 2023).
+        symmetric: which of `PARTS` have it; None: all, so that the search has it, too.
+        route: how the representation has it: "layers" (group convolutions) or "symmetrised" (the paper's).
 
     Raises:
         UserError: no action, an action outside the set, or a number out of range.
@@ -93,6 +109,9 @@ class MuZero(nn.Module):
         shift: int = 0,
         intensity: float = 0.0,
         probe: dict[str, int] | None = None,
+        symmetry: str = "none",
+        symmetric: Sequence[str] | None = None,
+        route: str = "layers",
     ) -> None:
         super().__init__()
         self.actions = sorted(set(actions))
@@ -121,40 +140,70 @@ class MuZero(nn.Module):
         index = torch.full((len(ACTIONS),), -1)
         index[self.actions] = torch.arange(len(self.actions))
         self.register_buffer("index", index, persistent=False)
+        parts = set(PARTS if symmetric is None else symmetric) if symmetry != "none" else set()
+        if unknown := parts - set(PARTS):
+            raise UserError(f"model.symmetric names {min(unknown)}; its parts are {', '.join(PARTS)}")
+        self.group = group(symmetry)
+        table = action_table(self.group, self.actions)
         seen = image_channels * (1 if recurrent else frames)
-        self.representation = Representation(seen, image_size, **representation)
-        shape = self.representation.shape
-        self.dynamics = Dynamics(shape, len(self.actions), **dynamics)
-        self.blend = Blend(shape) if recurrent else None
-        self.read_value, self.read_policy, self.read_reward = (Readout(shape, **readout) for _ in range(3))
-        width = self.read_value.width
-        self.prefix, self.horizon = None, 0
+        if "representation" not in parts:
+            self.representation: Any = Representation(seen, image_size, **representation)
+        else:
+            if route not in ROUTES:
+                raise UserError(f"model.route={route} is unknown; choose one of {', '.join(ROUTES)}")
+            self.representation = ROUTES[route](self.group, seen, image_size, **representation)
+        shape, n = self.representation.shape, len(self.group)
+        if parts and shape.channels % n:
+            raise UserError(f"{shape.channels} channels of the latent image are no fields of symmetry={symmetry}: {n}")
+        still = {"representation", "dynamics"} <= parts
+        self.dynamics: Any = (
+            SymmetricDynamics(self.group, table, shape, **dynamics)
+            if "dynamics" in parts
+            else Dynamics(shape, len(self.actions), **dynamics)
+        )
+        self.blend: Any = None
+        if recurrent:
+            self.blend = SymmetricBlend(self.group, shape) if still else Blend(shape)
+        self.read_value, self.read_reward = (
+            SymmetricReadout(self.group, shape, **readout) if name in parts else Readout(shape, **readout)
+            for name in ("value", "reward")
+        )
+        self.policy: Any = (
+            SymmetricPolicy(self.group, table, shape, **readout)
+            if "policy" in parts
+            else PolicyHead(shape, len(self.actions), **readout)
+        )
+        self.prefix, self.horizon, width = None, 0, self.read_reward.width
         if value_prefix is not None:
             self.prefix, self.horizon = nn.LSTMCell(width, value_prefix["lstm"]), value_prefix["horizon"]
             init_lstm(self.prefix)
-        self.value: Any = value(features=width)
-        self.policy = nn.Linear(width, len(self.actions))
-        self.reward: Any = reward(features=self.prefix.hidden_size if self.prefix else width)
-        self.end = nn.Linear(width, 1)
+            width = self.prefix.hidden_size
+        self.value: Any = value(features=self.read_value.width)
+        self.reward: Any = reward(features=width)
+        self.end = nn.Linear(self.read_reward.width, 1)
         self.projector = None if consistency is None else Projector(shape, **consistency)
         self.probe = None if probe is None else Probe(shape, image_channels, image_size, **probe)
-        for head in (self.policy, self.end, self.value, self.reward):
+        for head in (self.policy.output, self.end, self.value, self.reward):
             for parameter in head.parameters():
                 nn.init.zeros_(parameter)
         nn.init.constant_(self.end.bias, -3.0)  # ends are rare
 
     def networks(self) -> list[nn.Module]:
         """What may be compiled in place."""
-        return [self.representation, self.dynamics, self.read_value, self.read_policy, self.read_reward]
+        return [self.representation, self.dynamics, self.read_value, self.policy, self.read_reward]
 
     # What is seen
 
     def know(self, frames: Tensor) -> None:
         """Take mean and deviation of each pixel from frames (N, C, H, W) uint8 of the log."""
         if self.standardise:
-            deviation, mean = torch.std_mean(frames.float() / 255, dim=0, correction=0)
-            self.mean.copy_(mean)
-            self.scale.copy_(1 / (deviation + 0.1))
+            deviation, mean = torch.std_mean(frames.double() / 255, dim=0, correction=0)
+            self.mean.copy_(self._alike(mean))
+            self.scale.copy_(1 / (self._alike(deviation) + 0.1))
+
+    def _alike(self, picture: Tensor) -> Tensor:
+        """The mean of what the group makes of a picture (C, H, W), which breaks no symmetry."""
+        return torch.stack([transform(picture[None], element)[0] for element in self.group.elements]).mean(0)
 
     def represent(self, frames: Tensor, action: Tensor, real: Tensor) -> Tensor:
         """The latent image (N, D, h, w) of a context.
@@ -233,8 +282,8 @@ class MuZero(nn.Module):
         return self.logits(latent), self.value.mean(self.read_value(latent))
 
     def logits(self, latent: Tensor) -> Tensor:
-        """Policy logits (N, A) float32 of latent images."""
-        return self.policy(self.read_policy(latent)).float()
+        """Policy logits (N, A) of latent images, at least float32."""
+        return wide(self.policy(latent))
 
     def recurrent(self, state: State, action: Tensor) -> tuple[RecurrentOutput, State]:
         """A step of a search: `action` (B,) int64 is a place in `actions`."""
@@ -251,13 +300,13 @@ class MuZero(nn.Module):
         """
         latent = self.move(state["latent"], action)
         read, after = self.read_reward(latent), {"latent": latent}
-        end = self.end(read)[:, 0].float()
+        end = wide(self.end(read)[:, 0])
         if self.prefix is None:
             return after, read, end, 0.0
         width = self.prefix.hidden_size
         fresh = (state["age"] % self.horizon == 0)[:, None]
         memory = torch.where(fresh, 0.0, state["prefix"])
-        hidden, cell = (x.float() for x in self.prefix(read, (memory[:, :width], memory[:, width:-1])))
+        hidden, cell = (wide(x) for x in self.prefix(read, (memory[:, :width], memory[:, width:-1])))
         total = self.reward.mean(hidden)
         after |= {"prefix": torch.cat([hidden, cell, total[:, None]], 1), "age": state["age"] + 1}
         return after, hidden, end, memory[:, -1]
@@ -295,7 +344,8 @@ class MuZero(nn.Module):
 
     def loss(self, segment: Segment, generator: torch.Generator | None = None) -> tuple[Tensor, Metrics]:
         """Scalar loss, scalar metrics and `window_loss` (B,), the root's error of value; see `muzero_loss.loss_of`."""
-        return loss_of(self, segment, generator)
+        with expand_once(self):
+            return loss_of(self, segment, generator)
 
     def changed(self, frames: Tensor, generator: torch.Generator | None) -> Tensor:
         """Frames (N, F, C, H, W) uint8 as pixels, shifted and of another brightness, each context in its own way."""

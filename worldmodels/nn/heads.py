@@ -46,6 +46,11 @@ def _transform(name: str) -> tuple[Function, Function]:
     return TRANSFORMS[name]
 
 
+def wide(x: Tensor) -> Tensor:
+    """In float32 at least, whatever the precision around it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class MSE(nn.Module):
     """Regression by squared error; a draw is the mean itself.
 
@@ -66,7 +71,7 @@ class MSE(nn.Module):
 
     def forward(self, features: Tensor, action: Tensor | None = None) -> Tensor:
         """Outputs (..., A) float32, or (...) of `action` (...) int64 or of the only one."""
-        output = self.layer(features).float()
+        output = wide(self.layer(features))
         if self.actions is None:
             return output[..., 0]
         return output if action is None else output.gather(-1, action[..., None])[..., 0]
@@ -133,7 +138,7 @@ class Categorical(nn.Module):
 
     def forward(self, features: Tensor, action: Tensor | None = None) -> Tensor:
         """Logits (..., A, K) float32, or (..., K) of `action` (...) int64 or of the only one."""
-        logits = self.layer(features).float()
+        logits = wide(self.layer(features))
         if self.actions is None:
             return logits
         logits = logits.unflatten(-1, (self.actions, self.bins))

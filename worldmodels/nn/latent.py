@@ -146,6 +146,25 @@ class Readout(nn.Module):
         return self.output(torch.cat([self.places(x), x.amax((2, 3))], 1))
 
 
+class PolicyHead(nn.Module):
+    """Logits of actions.
+
+    Args:
+        shape: of the latent image.
+        actions: A.
+        settings: further ones of `Readout`.
+    """
+
+    def __init__(self, shape: Shape, actions: int, **settings: int) -> None:
+        super().__init__()
+        self.read = Readout(shape, **settings)
+        self.output = nn.Linear(self.read.width, actions)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """(N, D, h, w) to (N, A)."""
+        return self.output(self.read(latent))
+
+
 class Blend(nn.Module):
     """Joins what was expected with what is seen: a gate at each place says how much of the former is kept.
 
