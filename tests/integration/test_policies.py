@@ -79,7 +79,9 @@ def behaviour(store: Path) -> float:
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    "settings", [["data.best_share=0.4"], ["learner.advantage=0.3"]], ids=["best episodes", "best rows"]
+    "settings",
+    [["data.best_share=0.4"], ["learner.advantage=0.3"], ["data.ahead=4", "learner.least_ahead=1"]],
+    ids=["best episodes", "best rows", "rows before a point"],
 )
 def test_the_clone_of_what_turned_out_well_beats_the_behaviour(
     train: Callable[..., tuple[Policy, dict]], mixed: Path, settings: list[str]
@@ -185,6 +187,7 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, mixed: Path, world_model:
         (["experiment=catch_cloning", f"store={mixed}", "learner.burn_in=4"], ["data.length=4", "learner.burn_in=4"]),
         (["experiment=catch_cloning", f"store={mixed}", "data.best_share=0"], ["data.best_share=0", "above 0"]),
         (["experiment=catch_cloning", f"store={mixed}", "model.head.bins=1"], ["bins=1"]),
+        (["experiment=catch_cloning", f"store={mixed}", "learner.least_ahead=0"], ["least_ahead", "give data.ahead=N"]),
         (["experiment=catch_cloning", f"store={mixed}", "learner.burn_in=-1"], ["learner.burn_in=-1", "at least 0"]),
         (["experiment=catch_cloning", f"store={mixed}", "learner.actions=3"], ["learner.actions=3 must be a list"]),
         (["experiment=catch_cloning", f"store={mixed}", "learner.actions=[2]"], ["none of the log's", "[0, 3, 4]"]),

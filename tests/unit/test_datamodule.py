@@ -371,6 +371,22 @@ def test_settings_that_are_none(store, kw, match):
         StoreDataModule(store, **kw)
 
 
+def test_outcomes_are_the_rewards_to_come_within_the_episode(store):
+    opened = Store.open(store)
+    data = StoreDataModule(store, 16, 5, left_padding=3, ahead=7)
+    for draw, segment in islice(zip(data.train_dataloader().draws(), data.train_dataloader(), strict=False), 3):
+        for (number, start), ahead in zip(draw.starts, segment.side["ahead"], strict=True):
+            reward = opened.episode(int(number)).reward
+            rows = range(start, start + 5)
+            expected = [reward[t : t + 7].sum() if 0 <= t < len(reward) else 0 for t in rows]
+            np.testing.assert_allclose(ahead, expected, rtol=1e-6)
+    assert next(iter(data.val_dataloader())).side["ahead"].shape[1] == 5
+    assert "ahead" not in next(iter(StoreDataModule(store).val_dataloader())).side
+    for wrong in (0, 1.5):
+        with pytest.raises(UserError, match=f"data.ahead={wrong}"):
+            StoreDataModule(store, ahead=wrong)
+
+
 def test_only_the_best_episodes_are_drawn_from(store):
     opened = Store.open(store)
     returns = [opened.episode_info(i)["return"] for i in range(10)]

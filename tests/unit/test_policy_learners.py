@@ -96,6 +96,18 @@ def test_logged_actions_that_may_not_be_taken_teach_no_action(kind: str) -> None
     assert loss.abs() < 1e3, "no log-probability of what cannot be"
 
 
+def test_rows_count_where_things_went_on_well() -> None:
+    clone = scrambled(CloningLearner(model(), CARD, ACTIONS, least_ahead=0.0, burn_in=0))
+    segment = play()
+    ahead = torch.tensor([[-1.0, -1.0, 0.0, 1.0, -2.0, 0.0]]).expand(4, -1)
+    judged = judge(clone, replace(segment, side={"ahead": ahead}))
+    assert judged.weight.bool().equal(segment.mask & (ahead >= 0))
+    everything = judge(scrambled(CloningLearner(model(), CARD, ACTIONS, burn_in=0)), segment)
+    assert judged.usable.equal(everything.usable), "the critic learns from all rows"
+    with pytest.raises(UserError, match="learner.least_ahead=few must be a number"):
+        CloningLearner(model(), CARD, ACTIONS, least_ahead="few")
+
+
 def test_the_critic_does_not_change_the_actor() -> None:
     grads = []
     for weight in (0.0, 5.0):

@@ -15,6 +15,7 @@ from worldmodels.data.card import Card
 from worldmodels.data.disk import is_url
 from worldmodels.data.loading import Batches, Draw, Reader, Relabel, Windows
 from worldmodels.data.mixing import Mixture, open_stores
+from worldmodels.data.outcomes import Outcomes
 from worldmodels.data.priorities import BLOCK
 from worldmodels.data.relabel import future_goals
 from worldmodels.data.sampling import WindowSampler, even_windows
@@ -34,7 +35,8 @@ class StoreDataModule(LightningDataModule):
     stream never ends: give the trainer `max_steps` and an integer `val_check_interval`.
 
     The settings add to a segment's `side`: `store` where there are several, `goal` and `goal_offset` where batches are
-    relabelled, `importance` (B,) float32 and `starts` (B, 2) int64 where windows are drawn by priority.
+    relabelled, `ahead` (B, T) float32 where outcomes are asked for, `importance` (B,) float32 and `starts` (B, 2) int64
+    where windows are drawn by priority.
 
     Args:
         store: folder of the store, or a list of them.
@@ -55,6 +57,7 @@ class StoreDataModule(LightningDataModule):
         workers: processes that read training batches in place of the thread; the batches are the same.
         event_rows: as in `WindowSampler`.
         right_padding: how many steps behind its episode a training window may end.
+        ahead: steps over which the rewards to come are summed, as in `Outcomes`; None: they are not.
 
     Raises:
         UserError: no store, or one without episodes, at `store`; stores that do not fit; a setting out of range.
@@ -79,6 +82,7 @@ class StoreDataModule(LightningDataModule):
         workers: int = 0,
         event_rows: int | None = None,
         right_padding: int = 0,
+        ahead: int | None = None,
     ) -> None:
         super().__init__()
         self.validation = _settings(
@@ -94,6 +98,10 @@ class StoreDataModule(LightningDataModule):
             raise UserError(f"data.replacement={replacement} must be true or false")
         if best_share is not None and not (isinstance(best_share, int | float) and 0 < best_share <= 1):
             raise UserError(f"data.best_share={best_share} must be above 0 and at most 1, or null for all episodes")
+        if ahead is not None and (type(ahead) is not int or ahead < 1):
+            raise UserError(
+                f"data.ahead={ahead} must be a whole number of steps of at least 1, or null for no outcomes"
+            )
         self.store: Any = open_stores(store, Transform(**self.transform))
         if workers and is_url(self.store.path):
             raise UserError(
@@ -105,6 +113,7 @@ class StoreDataModule(LightningDataModule):
         self.event_rows, self.right_padding = event_rows, right_padding
         self.replacement, self.weights, self.relabel = replacement, dict(weights or {}), relabel
         self.best_share, self.keep_starts = best_share, False
+        self.outcomes = None if ahead is None else Outcomes(self.store, ahead)
         self._drawn = 0
         self._sampler: WindowSampler | None = None
         self._priorities: dict[str, Any] | None = None  # of a checkpoint, until they are needed
@@ -154,7 +163,7 @@ class StoreDataModule(LightningDataModule):
         self._sampler, self._priorities = sampler, None
         relabel = RELABEL[self.relabel] if isinstance(self.relabel, str) else self.relabel
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        reader = Reader(self.store, self.length, relabel, self.keep_starts)
+        reader = Reader(self.store, self.length, relabel, self.outcomes, self.keep_starts)
         # bare, since a DataLoader around it would take a tenth of a millisecond for each batch
         return Batches(lambda: self._draws(sampler), reader, self.prefetch, self.workers, pin)
 
@@ -214,7 +223,9 @@ class StoreDataModule(LightningDataModule):
         size, length = self.validation["batch_size"], self.validation["length"]
         starts = even_windows(self.store, self._best(self._split(split)), self.validation["windows"], length)
         batches = [starts[i : i + size] for i in range(0, len(starts), size)]
-        return DataLoader(Windows(lambda i: self.store.read(batches[i], length), len(batches)), batch_size=None)
+        reader = Reader(self.store, length, None, self.outcomes)
+        rng = np.random.default_rng(0)  # nothing is drawn from it
+        return DataLoader(Windows(lambda i: reader.read(Draw(batches[i], None, rng)), len(batches)), batch_size=None)
 
     def _split(self, split: str) -> np.ndarray:
         episodes = self.store.splits[split]

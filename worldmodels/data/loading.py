@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from worldmodels.data.outcomes import Outcomes
 from worldmodels.data.store import Store
 from worldmodels.types import Segment, UserError
 
@@ -44,19 +45,30 @@ class Reader(Dataset):
         store: read from.
         length: transitions a window.
         relabel: called on every batch.
+        outcomes: tells what rows led to.
         keep_starts: tell where windows begin, in `side["starts"]`, also where they are not drawn by priority.
     """
 
-    def __init__(self, store: Any, length: int, relabel: Relabel | None, keep_starts: bool = False) -> None:
-        self.store, self.length, self.relabel, self.keep_starts = store, length, relabel, keep_starts
+    def __init__(
+        self,
+        store: Any,
+        length: int,
+        relabel: Relabel | None,
+        outcomes: Outcomes | None = None,
+        keep_starts: bool = False,
+    ) -> None:
+        self.store, self.length, self.relabel = store, length, relabel
+        self.outcomes, self.keep_starts = outcomes, keep_starts
 
     def read(self, draw: Draw) -> Segment:
-        """The batch, relabelled."""
+        """The batch, with what is asked for beside it."""
         segment = self.store.read(draw.starts, self.length)
         if draw.importance is not None:
             segment.side["importance"] = torch.from_numpy(draw.importance)
         if draw.importance is not None or self.keep_starts:
             segment.side["starts"] = torch.from_numpy(draw.starts)
+        if self.outcomes:
+            segment = self.outcomes(segment, draw.starts)
         return self.relabel(segment, draw.starts, self.store, draw.rng) if self.relabel else segment
 
     def __getitem__(self, draw: Draw) -> Segment | UserError:

@@ -44,6 +44,7 @@ class ActorCriticLearner(PolicyLearner):
         value_weight: of the critic's loss.
         real_weight: of the loss of cloning on the logged windows of each batch, critic included; 0: dreams alone.
         advantage: as in `CloningLearner`, for the logged windows.
+        least_ahead: likewise.
         gamma: discount.
         lam: of the lambda-returns.
         clip_rewards: learn from the sign of rewards.
@@ -81,6 +82,7 @@ class ActorCriticLearner(PolicyLearner):
         value_weight: float = 1.0,
         real_weight: float = 0.0,
         advantage: float | None = None,
+        least_ahead: float | None = None,
         gamma: float = 0.985,
         lam: float = 0.95,
         clip_rewards: bool = True,

@@ -19,14 +19,18 @@ class CloningLearner(PolicyLearner):
 
     The critic's gradient ends before the encoder: the actor is the same with and without it.
 
-    By whole episodes the log is weighed or filtered by `data.weights.return` and `data.best_share`; `advantage` does it
-    by row, by how much better than expected things went on (Wang et al. 2018, MARWIL; Peng et al. 2019, AWR).
+    By whole episodes the log is weighed or filtered by `data.weights.return` and `data.best_share`. By row, `advantage`
+    weighs by how much better than expected things went on (Wang et al. 2018, MARWIL; Peng et al. 2019, AWR), and
+    `least_ahead` filters by how they went on.
 
     Args:
         model: an `ActorCritic`, as in `build_policy`.
         card: dataset card of the log.
         actions: indices that may be taken.
         advantage: temperature t at which a row counts exp((return - value) / t) times, at most 20; None: all alike.
+        least_ahead: a row counts only where so many points at least came in the `data.ahead` steps from it on; None:
+            all. In a log of several players this leaves out the bad ones where they play badly, which a clone that gets
+            into a place of theirs would go on with.
         value_weight: of the critic's loss.
         gamma: discount.
         lam: of the lambda-returns that the critic learns.
@@ -55,6 +59,7 @@ class CloningLearner(PolicyLearner):
         card: dict[str, Any],
         actions: list[int],
         advantage: float | None = None,
+        least_ahead: float | None = None,
         value_weight: float = 0.5,
         gamma: float = 0.985,
         lam: float = 0.95,
@@ -107,9 +112,9 @@ class Judged(NamedTuple):
 
 
 def judge(learner: PolicyLearner, segment: Segment) -> Judged:
-    """See logged play through the policy of a learner that has `gamma`, `lam`, `burn_in` and `advantage` set."""
+    """See logged play through the policy of a learner that has `gamma`, `lam`, `burn_in` and what weighs rows set."""
     model: Any = learner.model
-    hp, features, segment = learner.hparams, model.watch(segment), learner.ends(segment)
+    hp, features, segment = learner.hparams, model.watch(segment, learner.hparams["burn_in"]), learner.ends(segment)
     preferences = model.preferences(features[:, :-1])
     likelihood = preferences.log_softmax(-1).gather(-1, segment.action[..., None])[..., 0]
     rows, value = rows_of(segment), model.critic.mean(features).detach()
@@ -122,6 +127,8 @@ def judge(learner: PolicyLearner, segment: Segment) -> Judged:
     if hp["advantage"] is not None:
         better = ((returns - value[:, :-1]) / hp["advantage"]).exp().clamp(max=GREATEST_WEIGHT)
         weight = torch.where(usable & mask, better, 0.0)
+    if (least := hp["least_ahead"]) is not None:
+        weight = weight * (segment.side["ahead"] >= least)
     error = model.critic.loss(features[:, :-1].detach(), returns)
     # padding, and a log of more actions, may hold one that is never taken
     likelihood = torch.where(mask, likelihood, 0.0)

@@ -120,13 +120,13 @@ class OfflineQLearner(PolicyLearner):
     def _loss(self, segment: Segment) -> tuple[Tensor, Metrics]:
         hp, head = self.hparams, self.model.values
         target = self.model if self.target is None else self.target.module  # validated without having been trained
-        features, segment = self.model.watch(segment), self.ends(segment)
+        features, segment = self.model.watch(segment, hp["burn_in"]), self.ends(segment)
         rows = rows_of(segment)
         with torch.no_grad():
             ahead = n_step(self.reward(segment.reward), segment.terminated, rows.stop, hp["gamma"], hp["steps_ahead"])
             place = ahead.steps + torch.arange(segment.length, device=segment.obs.device)
             best = self.model.preferences(features).argmax(-1).gather(1, place)
-            after = target.watch(segment).take_along_dim(place[..., None], 1)
+            after = target.watch(segment, hp["burn_in"]).take_along_dim(place[..., None], 1)
             goal = target.values.backup(after, ahead.reward, ahead.discount, best)
         usable = rows.usable & self.model.legal[segment.action]
         usable[:, : hp["burn_in"]] = False

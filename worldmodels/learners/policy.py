@@ -95,6 +95,8 @@ class PolicyLearner(Learner):
                 raise UserError(f"learner.{name}={hp[name]} must be a number from 0 to 1")
         if (t := hp.get("advantage")) is not None and not (isinstance(t, int | float) and t > 0):
             raise UserError(f"learner.advantage={t} must be a temperature above 0, or null for no weights")
+        if (least := hp.get("least_ahead")) is not None and not isinstance(least, int | float):
+            raise UserError(f"learner.least_ahead={least} must be a number of points, or null for all rows")
         if type(hp["life_loss_ends"]) is not bool:
             raise UserError(f"learner.life_loss_ends={hp['life_loss_ends']} must be true or false")
         if not isinstance(hp["actions"], list | tuple) or any(type(action) is not int for action in hp["actions"]):
@@ -110,6 +112,8 @@ class PolicyLearner(Learner):
                 f"data.length={data.length} and data.validation.length={data.validation['length']} must be more than "
                 f"learner.burn_in={burn_in}"
             )
+        if self.hparams.get("least_ahead") is not None and data.outcomes is None:
+            raise UserError("learner.least_ahead needs to be told over how many steps: give data.ahead=N")
         logged = np.unique(data.store.column("action")).tolist()
         if not set(logged) & set(self.hparams["actions"]):
             raise UserError(f"learner.actions={self.hparams['actions']} are none of the log's, which holds {logged}")
