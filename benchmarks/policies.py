@@ -26,6 +26,8 @@ from worldmodels.data.sources.atari_play import atari_play, weights
 from worldmodels.data.store import Store
 
 RESAMPLES = 10_000
+TEMPERATURE = 0.5
+"""Of all actors that play: nearer to what a mixture of players does most than to any one's whim."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Budget:
     value_seeds: int
 
 
-ATARI = Budget(100_000, None, clone=1500, values=1000, dream=400, games=20, seeds=3, value_seeds=5)
+ATARI = Budget(200_000, None, clone=1000, values=1000, dream=400, games=20, seeds=3, value_seeds=5)
 TOY = Budget(4000, 600, clone=400, values=1000, dream=300, games=100, seeds=5, value_seeds=5)
 QUICK = {"seeds": 1, "value_seeds": 1}
 BUDGETS = {"pong": ATARI, "breakout": replace(ATARI, value_seeds=0), "catch": TOY}
@@ -68,14 +70,21 @@ FAMILY = {"pong": "pong", "breakout": "pong", "catch": "catch"}
 """Whose experiments a game takes."""
 BINS = {"catch": ["model.head.low=-2", "model.head.high=2"]}
 """Where returns are small, the support of HL-Gauss is made to fit."""
+KEPT = {
+    "pong": ["data.ahead=40", "learner.least_ahead=0"],
+    "breakout": ["data.ahead=40", "learner.least_ahead=1"],
+    "catch": ["data.ahead=9", "learner.least_ahead=1"],
+}
+"""Over how many steps, about as many as a ball is on its way, how many points make a row worth cloning."""
 RUNS = {
     "clone": "the log's actions, all alike",
     "clone_best": "those of the best fifth of its games",
+    "clone_kept": "those that turned out well within some steps",
     "clone_weighted": "all, weighed by advantage",
     "q_mse": "values by squared error",
     "q_hl_gauss": "values by HL-Gauss",
     "dream": "actor-critic in dreams, from scratch",
-    "dream_clone": "the same, begun with the clone",
+    "dream_clone": "the same, begun with clone_kept",
 }
 
 
@@ -123,7 +132,13 @@ class Bench:
         family, budget, out = FAMILY[game], self.budgets[game], self.root / game / name / str(seed)
         shared = [f"store={self.log(game)}", f"seed={seed}"]
         if name.startswith("clone"):
-            more = {"clone_best": ["data.best_share=0.2"], "clone_weighted": ["learner.advantage=0.2"]}.get(name, [])
+            more = {
+                "clone_best": ["data.best_share=0.2"],
+                "clone_kept": KEPT[game],
+                "clone_weighted": ["learner.advantage=0.2"],
+            }.get(name, [])
+            if name != "clone_kept":
+                more = ["data.ahead=null", "learner.least_ahead=null", *more]
             return self.train(f"{family}_cloning", budget.clone, *shared, *more, out=out)
         if name.startswith("q_"):
             head = ["head@model.head=mse"] if name == "q_mse" else BINS.get(game, [])
@@ -133,7 +148,8 @@ class Bench:
         if name == "dream":
             more.append("learner.real_weight=0")
         else:
-            more += [f"learner.policy={self.policy(game, 'clone', seed)}", "head@model.head=hl_gauss"]
+            begun = f"learner.policy={self.policy(game, 'clone_kept', seed)}"
+            more += [begun, *KEPT[game], "head@model.head=hl_gauss"]
         return self.train(experiment, budget.dream, *shared, *more, out=out)
 
     def parts(self) -> Iterator[tuple[str, str, int]]:
@@ -156,6 +172,7 @@ class Bench:
                 f"episodes={games}",
                 "slots=10",
                 "films=0",
+                f"protocol.temperature={TEMPERATURE}",
                 f"agent={name}",
             ]
             self.run("evaluate", *settings, f"seed={seed}", out=checkpoint.parent / "played")
@@ -209,9 +226,10 @@ def told(values: np.ndarray) -> dict[str, Any]:
 
 COMPARISONS = {
     "clone_best_minus_clone": ("clone_best", "clone"),
+    "clone_kept_minus_clone": ("clone_kept", "clone"),
     "clone_weighted_minus_clone": ("clone_weighted", "clone"),
     "hl_gauss_minus_mse": ("q_hl_gauss", "q_mse"),
-    "dream_clone_minus_clone": ("dream_clone", "clone"),
+    "dream_clone_minus_clone_kept": ("dream_clone", "clone_kept"),
 }
 
 

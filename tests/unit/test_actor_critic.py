@@ -88,6 +88,32 @@ def test_memory_can_be_set_where_a_row_begins_anew(build: Callable[[], Recurrent
     torch.testing.assert_close(both[:, 5:], second[:, 1:])
 
 
+def test_frames_that_are_seen_at_once_lie_a_gap_apart() -> None:
+    model = settings("model=actor_critic", "model.sizes.tiny.encoder.frames=3", "model.sizes.tiny.encoder.gap=2")
+    policy, obs = build_policy(model, CARD, [0, 3, 4]), random_segment(2, 7, 3, 20).obs
+    stacks = policy.encoder.stack(obs, policy.start(2)).unflatten(2, (3, 3))
+    assert torch.equal(stacks[:, 4:], torch.stack([obs[:, :-4], obs[:, 2:-2], obs[:, 4:]], dim=2))
+    assert torch.equal(stacks[:, 0, 0], policy.encoder.blank.expand(2, -1, -1, -1))
+    state = policy.start(2)
+    for t in range(8):
+        assert torch.equal(policy.encoder.stack(obs[:, t : t + 1], state)[:, 0], stacks[:, t].flatten(1, 2))
+        _, state = policy.encoder(obs[:, t], state)
+
+
+def test_without_a_memory_the_last_frames_decide() -> None:
+    model = settings("model=actor_critic", "model.sizes.tiny.encoder.memory=false")
+    policy, segment = build_policy(model, CARD, [0, 3, 4]), random_segment(2, 6, 3, 20)
+    check_trained_policy(lambda: build_policy(model, CARD, [0, 3, 4]), random_segment(3, 4, 3, 20))
+    other = replace(segment, obs=segment.obs.clone())
+    other.obs[:, 2] += 1
+    same = (policy.watch(segment) == policy.watch(other)).all(-1)
+    assert same.tolist() == [[True, True, False, True, False, True, True]] * 2, "two frames are seen at once"
+    later = policy.watch(segment, 3)
+    assert torch.equal(later[:, 3:], policy.watch(segment)[:, 3:]) and not later[:, :3].any()
+    with pytest.raises(UserError, match="model.encoder.memory=1 must be true or false"):
+        build_policy(model | {"encoder": model["encoder"] | {"memory": 1}}, CARD, [0])
+
+
 def test_a_pixel_is_what_it_differs_from_its_mean() -> None:
     encoder = build_policy(settings("model=actor_critic"), CARD, [0]).encoder
     frames = torch.full((100, 3, 20, 20), 200, dtype=torch.uint8)
@@ -130,8 +156,15 @@ def test_what_does_not_fit_is_told_in_a_sentence() -> None:
         build_policy(settings("model=diffusion"), CARD, [0])
     with pytest.raises(UserError, match="patch=3 does not divide"):
         build_policy(model | {"encoder": model["encoder"] | {"patch": 3}}, CARD, [0])
-    for name, wrong in (("lstm", 0), ("channels", [8, 0.5]), ("frames", 0), ("patch", 0), ("projection", -1)):
+    for name, wrong in (
+        ("lstm", 0),
+        ("channels", [0.5]),
+        ("frames", 0),
+        ("gap", 0),
+        ("patch", 0),
+        ("projection", -1),
+    ):
         with pytest.raises(UserError, match=rf"model.encoder.{name}=.* must be whole"):
             build_policy(model | {"encoder": model["encoder"] | {name: wrong}}, CARD, [0])
     with pytest.raises(UserError, match="must be equally many"):
-        build_policy(model | {"encoder": model["encoder"] | {"pools": [True]}}, CARD, [0])
+        build_policy(model | {"encoder": model["encoder"] | {"pools": [True, True]}}, CARD, [0])

@@ -80,14 +80,20 @@ class RecurrentPolicy(nn.Module):
         chances = (preferences / self.temperature).softmax(-1)
         return torch.multinomial(chances, 1, generator=generator)[:, 0]
 
-    def watch(self, segment: Segment) -> Tensor:
-        """Features (B, T+1, D) of all frames of logged play; rows begin anew where an episode does."""
+    def watch(self, segment: Segment, skip: int = 0) -> Tensor:
+        """Features (B, T+1, D) of all frames of logged play; rows begin anew where an episode does.
+
+        Those of the first `skip` frames are of no use: zero, and no work, where the encoder has no memory to fill.
+        """
         state = self.start(segment.batch_size)
         # what is before the first real row is padding, and the frame after the last may be missing
         fresh = F.pad(~segment.mask, (1, 0))
         real = F.pad(segment.mask, (0, 1)) | F.pad(segment.mask & segment.next_mask, (1, 0))
         frames = torch.where(real[..., None, None, None], segment.obs, self.encoder.blank)
-        return self.encoder.features(self.encoder.stack(frames, state), state, fresh)[..., : self.encoder.lstm]
+        stacks = self.encoder.stack(frames, state)
+        if self.encoder.memory or not skip:
+            return self.encoder.features(stacks, state, fresh)[..., : self.encoder.lstm]
+        return F.pad(self.encoder.features(stacks[:, skip:], state)[..., : self.encoder.lstm], (0, 0, skip, 0))
 
     @torch.no_grad()
     def burn_in(self, context: Segment) -> State:

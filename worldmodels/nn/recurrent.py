@@ -33,8 +33,8 @@ class Block(nn.Module):
 class RecurrentEncoder(nn.Module):
     """Convolutions over the last N frames, then an LSTM cell.
 
-    Its state holds the N - 1 frames before the next (uint8), blank at first, and the LSTM's hidden and cell vectors,
-    zero at first.
+    Its state holds the frames before the next that it needs (uint8), blank at first, and the LSTM's hidden and cell
+    vectors, zero at first.
 
     Args:
         image_channels: C.
@@ -45,10 +45,14 @@ class RecurrentEncoder(nn.Module):
         patch: side of the square of pixels that is folded into channels first, which loses nothing and saves time
             (DIAMOND: 1).
         frames: N; with 2 the speed of a ball is seen and need not be remembered (DIAMOND: 1).
+        gap: steps from each of these frames to the next. Between neighbouring frames a paddle moves as it was just told
+            to, and a clone takes to doing what it has done; two steps apart that shows less and a ball's speed more.
         standardise: what a pixel differs from its mean, by its own standard deviation and 0.1, in place of frames in
             [-1, 1] (DIAMOND): a ball then stands out of a scene that never changes, and is learned many times sooner.
             `know` tells the mean and the deviation.
         projection: width of a layer between convolutions and LSTM, 0 for none (DIAMOND).
+        memory: false has a layer in place of the LSTM, so that the last N frames decide (DIAMOND: true). A clone with a
+            memory learns whom of a log's players it sees, and takes its own mistakes for a bad one's.
 
     Raises:
         UserError: channels and pools differ in number, the patch does not divide the size, or a size is not positive.
@@ -63,26 +67,37 @@ class RecurrentEncoder(nn.Module):
         lstm: int,
         patch: int = 1,
         frames: int = 1,
+        gap: int = 1,
         standardise: bool = False,
         projection: int = 0,
+        memory: bool = True,
     ) -> None:
         super().__init__()
         if len(channels) != len(pools) or not channels:
             raise UserError(f"model.encoder has channels={channels} and pools={pools}, which must be equally many")
-        sizes = {"channels": channels, "lstm": [lstm], "patch": [patch], "frames": [frames], "projection": [projection]}
+        sizes = {
+            "channels": channels,
+            "lstm": [lstm],
+            "patch": [patch],
+            "frames": [frames],
+            "gap": [gap],
+            "projection": [projection],
+        }
         for name, given in sizes.items():
             if any(type(size) is not int or size < (name != "projection") for size in given):
                 least = "0 (none)" if name == "projection" else 1
                 raise UserError(
                     f"model.encoder.{name}={given if name == 'channels' else given[0]} must be whole, from {least} on"
                 )
+        if type(memory) is not bool:
+            raise UserError(f"model.encoder.memory={memory} must be true or false")
         if image_size % patch:
             raise UserError(f"model.encoder.patch={patch} does not divide the image size {image_size}")
         self.shape = (image_channels, image_size, image_size)
         self.standardise = standardise
         self.register_buffer("mean", torch.full(self.shape, 0.0 if standardise else 0.5), persistent=standardise)
         self.register_buffer("scale", torch.full(self.shape, 1.0 if standardise else 2.0), persistent=standardise)
-        self.patch, self.before, self.lstm = patch, frames - 1, lstm
+        self.patch, self.before, self.gap, self.lstm, self.memory = patch, frames - 1, gap, lstm, memory
         blocks: list[nn.Module] = [nn.Conv2d(frames * image_channels * patch**2, channels[0], 3, padding=1)]
         side = image_size // patch
         for inputs, outputs, pool in zip([channels[0], *channels], channels, pools, strict=False):
@@ -94,8 +109,9 @@ class RecurrentEncoder(nn.Module):
             blocks += [nn.SiLU(), nn.Linear(width, projection), nn.SiLU()]
             width = projection
         self.look = nn.Sequential(*blocks)
-        self.cell = nn.LSTMCell(width, lstm)
-        init_lstm(self.cell)
+        self.cell = nn.LSTMCell(width, lstm) if memory else nn.Sequential(nn.Linear(width, lstm), nn.SiLU())
+        if isinstance(self.cell, nn.LSTMCell):
+            init_lstm(self.cell)
         self.to(memory_format=torch.channels_last)  # pyrefly: ignore
 
     def know(self, frames: Tensor) -> None:
@@ -112,14 +128,13 @@ class RecurrentEncoder(nn.Module):
 
     def start(self, n: int) -> State:
         """The state of `n` rows that have seen nothing."""
-        device = self.cell.weight_hh.device
-        state = {name: torch.zeros(n, self.lstm, device=device) for name in ("hidden", "cell")}
+        state = {name: torch.zeros(n, self.lstm, device=self.mean.device) for name in ("hidden", "cell")}
         if self.before:
-            state["frames"] = self.blank.repeat(n, self.before, 1, 1)
+            state["frames"] = self.blank.repeat(n, self.before * self.gap, 1, 1)
         return state
 
     def stack(self, obs: Tensor, state: State) -> Tensor:
-        """Each of T frames with the N - 1 before it.
+        """Each of T frames with the N - 1 before it that are seen with it.
 
         Args:
             obs: (B, T, C, H, W) uint8.
@@ -135,8 +150,8 @@ class RecurrentEncoder(nn.Module):
             )
         if not self.before:
             return obs
-        film = torch.cat([state["frames"].unflatten(1, (self.before, -1)), obs], dim=1)
-        return torch.cat([film[:, k : k + obs.shape[1]] for k in range(self.before + 1)], dim=2)
+        film, gap = torch.cat([state["frames"].unflatten(1, (self.before * self.gap, -1)), obs], dim=1), self.gap
+        return torch.cat([film[:, k * gap : k * gap + obs.shape[1]] for k in range(self.before + 1)], dim=2)
 
     def features(
         self, stacks: Tensor, state: State, fresh: Tensor | None = None, memory: Tensor | None = None
@@ -156,6 +171,8 @@ class RecurrentEncoder(nn.Module):
         mean, scale = (self._fold(v.repeat(self.before + 1, 1, 1)[None]) for v in (self.mean, self.scale))
         x = torch.addcmul(-mean * scale, self._fold(stacks.flatten(0, 1)).float(), scale / 255)
         x = self.look(x).float().unflatten(0, stacks.shape[:2])
+        if not self.memory:
+            return F.pad(self.cell(x).float(), (0, self.lstm))
         both, seen = torch.cat([state["hidden"], state["cell"]], dim=-1), []
         for t in range(x.shape[1]):
             if fresh is not None:
@@ -176,7 +193,7 @@ class RecurrentEncoder(nn.Module):
         hidden, cell = self.features(stacks, state)[:, 0].float().chunk(2, dim=-1)
         after = {"hidden": hidden, "cell": cell}
         if self.before:
-            after["frames"] = stacks[:, 0, self.shape[0] :]
+            after["frames"] = torch.cat([state["frames"][:, self.shape[0] :], obs], dim=1)
         return hidden, after
 
 
