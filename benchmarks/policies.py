@@ -55,10 +55,10 @@ class Budget:
     value_seeds: int
 
 
-ATARI = Budget(200_000, None, clone=1000, values=1000, dream=400, games=20, seeds=3, value_seeds=5)
+ATARI = Budget(200_000, None, clone=2000, values=1000, dream=400, games=20, seeds=3, value_seeds=5)
 TOY = Budget(4000, 600, clone=400, values=1000, dream=300, games=100, seeds=5, value_seeds=5)
 QUICK = {"seeds": 1, "value_seeds": 1}
-BUDGETS = {"pong": ATARI, "breakout": replace(ATARI, value_seeds=0), "catch": TOY}
+BUDGETS = {"pong": ATARI, "breakout": replace(ATARI, clone=750, value_seeds=0), "catch": TOY}
 QUICK_BUDGETS = {
     "pong": Budget(6000, 20, clone=10, values=5, dream=4, games=1, **QUICK),
     "catch": Budget(800, 60, clone=60, values=60, dream=10, games=20, **QUICK),
