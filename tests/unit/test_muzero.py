@@ -88,9 +88,9 @@ def test_the_value_prefix_gives_rewards_as_differences() -> None:
     )
 
 
-def targeted(model: MuZero, length: int = 12) -> Any:
+def targeted(model: MuZero, length: int = 12, size: int = 20) -> Any:
     """Windows with targets by row that are easily told apart."""
-    segment = random_segment(2, length, 3, 20)
+    segment = random_segment(2, length, 3, size)
     policy = torch.rand(2, length, len(model.actions), generator=generator(5)).softmax(-1)
     value = torch.arange(2.0 * length).view(2, length)
     return replace(

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conformance import check_world_model, random_segment
-from tests.unit.test_muzero import muzero, spread
+from tests.conformance import check_world_model, generator, random_segment
+from tests.unit.test_muzero import muzero, spread, targeted
 from worldmodels.models.muzero import PARTS, MuZero
 from worldmodels.ops.groups import action_table, transform
 from worldmodels.planning.gumbel import gumbel_search
@@ -134,6 +134,19 @@ def test_it_has_about_as_many_parameters_as_the_plain_one(symmetry: str) -> None
     sizes = ["model.sizes.tiny.representation.layers=[conv 64,conv 64,conv 64]", "model.sizes.tiny.readout.channels=16"]
     count = [sum(p.numel() for p in muzero(*sizes, f"model.symmetry={s}").parameters()) for s in ("none", symmetry)]
     assert 0.8 < count[1] / count[0] < 1.2, count
+
+
+def test_turned_batches_teach_a_symmetric_model_the_same() -> None:
+    """Frames, actions and targets of policies are moved together: its loss is equal under every element."""
+    model = agent("d4", "model.unroll=3", "model.td_steps=2")
+    segment = targeted(model, 12, 16)
+    plain, losses = model.loss(segment, generator())[0].item(), []
+    model.turned = model.group
+    for seed in range(12):
+        losses.append(model.loss(segment, generator(seed))[0].item())
+    assert losses == pytest.approx([plain] * 12, abs=1e-7)
+    other = agent("none", "model.unroll=3", "model.td_steps=2", "model.turned=d4")
+    assert len({round(other.loss(segment, generator(seed))[0].item(), 6) for seed in range(12)}) > 3
 
 
 def test_conformance() -> None:

@@ -79,6 +79,7 @@ class MuZero(nn.Module):
         symmetry: "none", "flip_lr", "flip_ud", "c4" or "d4": what is built into the networks (Deac et al. 2023).
         symmetric: which of `PARTS` have it; None: all, so that the search has it, too.
         route: how the representation has it: "layers" (group convolutions) or "symmetrised" (the paper's).
+        turned: a group as `symmetry`, by an element of which each training batch is moved: augmentation of the data.
 
     Raises:
         UserError: no action, an action outside the set, or a number out of range.
@@ -112,6 +113,7 @@ class MuZero(nn.Module):
         symmetry: str = "none",
         symmetric: Sequence[str] | None = None,
         route: str = "layers",
+        turned: str = "none",
     ) -> None:
         super().__init__()
         self.actions = sorted(set(actions))
@@ -144,7 +146,8 @@ class MuZero(nn.Module):
         if unknown := parts - set(PARTS):
             raise UserError(f"model.symmetric names {min(unknown)}; its parts are {', '.join(PARTS)}")
         self.group = group(symmetry)
-        table = action_table(self.group, self.actions)
+        table, self.turned = action_table(self.group, self.actions), group(turned)
+        action_table(self.turned, self.actions)  # refuses a group under which the actions are not closed
         seen = image_channels * (1 if recurrent else frames)
         if "representation" not in parts:
             self.representation: Any = Representation(seen, image_size, **representation)

@@ -6,12 +6,14 @@ the term of Liu et al. 2023 (ROSMO) that keeps to logged actions which turned ou
 Legend: B batch, T transitions, F frames of context, K steps of the unroll, A actions, D, h, w of the latent image.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from worldmodels.ops.groups import action_table, transform
 from worldmodels.ops.returns import n_step
 from worldmodels.types import Metrics, Segment, UserError
 
@@ -39,6 +41,7 @@ def loss_of(model: Any, segment: Segment, generator: torch.Generator | None = No
             f"windows of {segment.length} transitions are too short for frames={model.frames} and unroll={k}; give "
             f"data.length={model.least_length}"
         )
+    segment = moved(model, segment, generator)
     targets, unrolled = Targets.of(model, segment), Unrolled.of(model, segment, generator)
     scale = torch.full((k + 1,), 1 / k, device=segment.obs.device)
     scale[0] = 1.0
@@ -183,6 +186,20 @@ class Targets(NamedTuple):
             action=unrolled(action.clamp(min=0)),
             better=reached & unrolled(better),
         )
+
+
+def moved(model: Any, segment: Segment, generator: torch.Generator | None) -> Segment:
+    """The windows, their actions and their policies under one element of `model.turned`, drawn for all of them."""
+    if len(model.turned) == 1:
+        return segment
+    g = int(torch.randint(len(model.turned), (1,), generator=generator, device=segment.obs.device))
+    element, device = model.turned.elements[g], segment.obs.device
+    obs = transform(segment.obs.flatten(0, 1), element).unflatten(0, segment.obs.shape[:2])
+    side = segment.side
+    if POLICY in side:
+        moves = action_table(model.turned, model.actions)[g].to(device)
+        side = side | {POLICY: torch.empty_like(side[POLICY]).index_copy_(-1, moves, side[POLICY])}
+    return replace(segment, obs=obs, action=action_table(model.turned)[g].to(device)[segment.action], side=side)
 
 
 @torch.no_grad()
