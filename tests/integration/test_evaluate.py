@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.conftest import arguments, environment
+from tests.integration.test_resume import heed_interrupts
 from worldmodels.data.sources.atari_play import atari_card, atari_play
 from worldmodels.data.store import Store
 
@@ -118,7 +119,8 @@ def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: 
         return arguments("evaluate", *game, "device=cpu", f"out={out}")
 
     out, straight = tmp_path / "cut", tmp_path / "straight"
-    cut = subprocess.Popen(command(out), env=environment(), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    options = {"env": environment(), "cwd": tmp_path, "stderr": subprocess.PIPE, "text": True}
+    cut = subprocess.Popen(command(out), **options, preexec_fn=heed_interrupts)
     while cut.poll() is None and not (out / "results.jsonl").exists():
         time.sleep(0.02)
     below = psutil.Process(cut.pid).children(recursive=True)

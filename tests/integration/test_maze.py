@@ -60,7 +60,7 @@ def test_mistakes(in_process: RUN, maze_log: Path, catch_store: Path, tmp_path: 
         ([*maze, "env={walls:3}"], "no setting walls; it has cells, mazes"),
         ([*maze, "env={cells:17}"], "size=30 must be a multiple of cells=17: give size=34"),
         ([*maze[:-2], f"out={tmp_path / 'x'}", "protocol=diamond-100k"], "maze is not played by protocol=diamond-100k"),
-        ([*catch, "env={cells:3}"], "catch has no settings of its own"),
+        ([*catch, "env={cells:3}"], "of catch is {balls: N}"),
         (["collect", "game=maze", f"store={tmp_path / 'new'}", "source.cells=12"], "give cells=13"),
         (["collect", "game=maze", "steps=900", f"store={maze_log}"], "was collected with"),
     ):
