@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from worldmodels.planning.gumbel import gumbel_noise
-from worldmodels.planning.tree import Root, SearchResult, Tree, check, legal_logits
+from worldmodels.planning.tree import OUTPUTS, Root, SearchResult, Tree, bad_number, check, legal_logits, wrong
 from worldmodels.types import Recurrent, UserError
 
 
@@ -31,7 +31,7 @@ def one_step_search(
         generator: makes them where `noise` is None.
 
     Raises:
-        UserError: a setting is out of range, shapes do not agree, a root has no legal action, or holds NaN.
+        UserError: a setting is out of range, shapes do not agree, a root has no legal action, or the model returns NaN.
     """
     check(root, 1, None, invalid=invalid)
     if clip <= 0 or temperature <= 0:
@@ -41,6 +41,9 @@ def one_step_search(
     action = torch.arange(actions, device=logits.device)
     state = {k: v.repeat_interleave(actions, 0) for k, v in root.state.items()}
     output, _ = recurrent(state, action.repeat(batch))
+    for name, tensor in zip(OUTPUTS, output, strict=True):
+        if name != "prior_logits" and (bad := wrong(name, tensor)).any():
+            raise UserError(bad_number(name, int(bad.nonzero()[0, 0]) // actions, 0))
     reward, discount, value = (x.view(batch, actions) for x in (output.reward, output.discount, output.value))
     q = reward + discount * value
     better = ((q - root.value[:, None]) / temperature).clamp(-clip, clip)
