@@ -1,13 +1,17 @@
-"""Two processes on the CPU train one model."""
+"""Two processes on the CPU train one model, and share a search of one store."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import QUICK
+from worldmodels.data.reanalyse import COLUMNS
+from worldmodels.data.store import Store
 
 
 @pytest.mark.slow
@@ -25,3 +29,35 @@ def test_two_ranks_end_with_the_same_weights(
     assert done.returncode == 0, done.stderr
     one = json.loads((tmp_path / "one" / "metrics.json").read_text())["weights_sha256_by_rank"]
     assert one != two[:1]
+
+
+@pytest.mark.slow
+def test_two_ranks_share_a_bulk_search(
+    catch_store: Path,
+    tmp_path: Path,
+    cli: Callable[..., subprocess.CompletedProcess[str]],
+    in_process: Callable[..., tuple[int, str, str]],
+) -> None:
+    """Each row once, with the targets that one rank gives it; and the last chunk, which one rank alone has, as well."""
+    store = tmp_path / "store"
+    shutil.copytree(catch_store, store)
+    small = [*QUICK, "data.batch_size=4", "learner.search.num_simulations=3", "trainer.max_steps=2"]
+    assert in_process("train", "experiment=catch_muzero", *small, f"store={store}", f"out={tmp_path}")[0] == 0
+    search = [f"checkpoint={tmp_path / 'best.ckpt'}", f"store={store}", "windows=4", "trainer.accelerator=cpu"]
+    two = ["trainer.devices=2", "trainer.strategy=ddp", f"out={tmp_path / 'two'}"]
+    assert in_process("reanalyse", *search, "version=one", f"out={tmp_path / 'one'}")[0] == 0
+    done = cli("reanalyse", *search, "version=two", *two)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("have targets two") == 1
+    paths = sorted((tmp_path / "two" / "parts").rglob("*.npz"))
+    rows = np.concatenate([np.load(path)["rows"] for path in paths])
+    assert len(paths) > 2
+    assert np.array_equal(np.sort(rows), np.arange(Store.open(store).offsets[-1]))
+    paths[0].unlink()
+    done = cli("reanalyse", *search, "version=three", *two)
+    assert done.returncode == 0, done.stderr
+    for name in COLUMNS.values():
+        one, *others = (Store.open(store).side(name, version) for version in ("one", "two", "three"))
+        assert not np.ma.getmaskarray(one).any()
+        for other in others:
+            np.testing.assert_allclose(one, other, atol=1e-5)

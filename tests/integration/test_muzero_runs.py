@@ -4,15 +4,19 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.conformance import check_policy
 from tests.conftest import QUICK
 from tests.integration.test_resume import same
+from worldmodels.data.reanalyse import COLUMNS
 from worldmodels.data.sources.catch_play import catch_card, catch_play
 from worldmodels.data.store import Store
 from worldmodels.learners.acting import muzero_policy
+from worldmodels.learners.muzero import load_muzero, searching
+from worldmodels.learners.reanalysing import reanalyse
 
 RUN = Callable[..., tuple[int, str, str]]
 BALLS = {"balls": 4, "at_most": 0.6}
@@ -47,13 +51,16 @@ def trained(ok: Callable[..., str], log: Path, tmp_path: Path) -> Path:
     return tmp_path / "run" / "best.ckpt"
 
 
-@pytest.mark.parametrize("more", [[], ["data.priority.alpha=0.6", "data.fraction=0.5"]], ids=["plain", "priority"])
+@pytest.mark.parametrize(
+    ("stop", "more"), [(7, []), (6, ["data.priority.alpha=0.6", "data.fraction=0.5"])], ids=["plain", "priority"]
+)
 def test_a_run_that_is_resumed_is_the_same_bit_for_bit(
-    ok: Callable[..., str], log: Path, tmp_path: Path, more: list[str]
+    ok: Callable[..., str], log: Path, tmp_path: Path, stop: int, more: list[str]
 ) -> None:
+    """Stopped between two renewals of the target network, or at the very step of one."""
     settings = ["experiment=catch_muzero", f"store={log}", *FAST, "learner.schedule=constant", *more]
     settings += ["learner.target_every=3"]
-    for out, stops in (("straight", [10]), ("broken", [7, 10])):
+    for out, stops in (("straight", [10]), ("broken", [stop, 10])):
         for steps in stops:
             ok("train", *settings, f"out={tmp_path / out}", f"trainer.max_steps={steps}")
     a, b = (torch.load(tmp_path / out / "last.ckpt", weights_only=True) for out in ("straight", "broken"))
@@ -80,6 +87,25 @@ def test_targets_of_a_bulk_search_are_trained_on(
     assert [float(v) for v in columns["train/target_age"] if v][-1] == 5 - 4
 
 
+def test_a_bulk_search_by_another_planner(ok: Callable[..., str], trained: Path, log: Path, tmp_path: Path) -> None:
+    """Of other rules, which take no Gumbel noise though the search of the training did, and under a name of choice."""
+    arguments = [f"checkpoint={trained}", f"store={log}", "trainer.accelerator=cpu", f"out={tmp_path / 'targets'}"]
+    ok("reanalyse", *arguments, "planner=puct", "planner.num_simulations=4", "version=7")
+    store, (model, _) = Store.open(log), load_muzero(trained)
+    puct = searching({"_target_": "worldmodels.planning.planners.puct", "num_simulations": 4})
+    reanalyse(store, model, puct, "quiet", tmp_path / "parts", {"accelerator": "cpu", "devices": 1}, None, step=4)
+    for name in COLUMNS.values():
+        assert np.array_equal(store.side(name, "7"), store.side(name, "quiet"))
+
+
+def test_a_bulk_search_sees_frames_as_training_did(ok: Callable[..., str], log: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    settings = ["experiment=catch_muzero", f"store={log}", f"out={out}", *FAST, "data.transform.size=12"]
+    ok("train", *settings, "trainer.max_steps=2")
+    ok("reanalyse", f"checkpoint={out / 'best.ckpt'}", f"store={log}", f"out={tmp_path}", "trainer.accelerator=cpu")
+    assert json.loads((tmp_path / "metrics.json").read_text())["rows"] == Store.open(log).offsets[-1]
+
+
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_it_plays_as_any_policy(ok: Callable[..., str], log: Path, tmp_path: Path, recurrent: bool) -> None:
     out = tmp_path / "run"
@@ -97,6 +123,8 @@ def test_it_plays_as_any_policy(ok: Callable[..., str], log: Path, tmp_path: Pat
 def test_mistakes_end_in_one_sentence(in_process: RUN, trained: Path, log: Path, tmp_path: Path) -> None:
     run = ["train", f"store={log}", f"out={tmp_path / 'out'}", *QUICK, "trainer.max_steps=2"]
     muzero = [*run, "experiment=catch_muzero"]
+    bulk = ["reanalyse", f"checkpoint={trained}", f"store={log}", f"out={tmp_path / 'out'}", "trainer.accelerator=cpu"]
+    assert in_process(*bulk, "version=mine")[0] == 0
     mistakes = [
         ([*muzero, "data.fraction=1.5"], ["data.fraction=1.5", "from 0"]),
         ([*muzero, "data.version=nowhere"], ["no side column"]),
@@ -110,6 +138,14 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, trained: Path, log: Path,
         ([*muzero, "learner.target_every=0"], ["learner.target_every=0", "at least 1"]),
         ([*run, "learner=muzero", "data=default"], ["data=reanalyse"]),
         ([*run, "learner=muzero", "model=actor_critic"], ["model=muzero"]),
+        ([*muzero, "learner.actions=[1]"], ["learner.actions=[1]", "none of the log's"]),
+        ([*muzero, "learner.actions=3"], ["learner.actions=3", "[0,3,4]"]),
+        ([*muzero, "learner.search=puct"], ["learner.search=puct", "planner@learner.search"]),
+        ([*muzero, "data.version=mine", "model.gamma=0.5"], ["gamma=0.95", "0.5", "search again"]),
+        ([*muzero, "data.version=mine", "learner.clip_rewards=false"], ["clip_rewards=True", "search again"]),
+        ([*bulk, "version=newest"], ["version=newest", "a name of"]),
+        ([*bulk, "version=mine", "planner=one_step"], ["other targets of the name mine"]),
+        (["reanalyse", f"checkpoint={trained}", "store=https://a.b/c", f"out={tmp_path}"], ["only be read"]),
         (["reanalyse", f"checkpoint={tmp_path}", f"store={log}", f"out={tmp_path / 'out'}"], ["no model.json"]),
     ]
     for given, parts in mistakes:

@@ -30,16 +30,16 @@ from worldmodels.models.muzero_loss import KNOWN, POLICY, VALUE
 from worldmodels.types import UserError
 
 GUMBEL = {"_target_": "worldmodels.planning.planners.gumbel", "num_simulations": 6}
+CATCH = "worldmodels.data.sources.catch_play.catch"
+PLAY = {"skill": 0.5}
 CPU = {"accelerator": "cpu", "devices": 1}
 WINDOWS = {"batch_size": 8, "length": 8, "left_padding": 1, "right_padding": 6}
 
 
 def catch(path: Path, seed: int = 0, steps: int = 120) -> Store:
-    source = {"_target_": "worldmodels.data.sources.catch_play.catch_play", "skill": 0.5}
-    card = build({**source, "_target_": "worldmodels.data.sources.catch_play.catch_card", "seed": seed})
-    with Store.create(path, card) as store:
-        for episode in build(source, steps=steps, seed=seed):
-            store.append(episode)
+    store = Store.create(path, build({**PLAY, "_target_": f"{CATCH}_card", "seed": seed}))
+    store.close()
+    grow(path, seed, steps)
     return Store.open(path)
 
 
@@ -51,6 +51,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture
 def model() -> MuZero:
     return spread(muzero("model.frames=2", "model.unroll=3", "model.td_steps=2", actions=[0, 3, 4])).eval()
+
+
+def grow(path: Path, seed: int, steps: int = 40, seal: bool = True) -> None:
+    """More episodes at the end of a store."""
+    store = Store.open(path, write=True)
+    for episode in build({**PLAY, "_target_": f"{CATCH}_play"}, steps=steps, seed=seed):
+        store.append(episode)
+    if seal:
+        store.seal()
+    store.close()
 
 
 def learner(model: MuZero, step: int = 0, **changes: Any) -> Any:
@@ -141,7 +151,7 @@ def test_what_was_killed_goes_on(store: Store, model: MuZero, tmp_path: Path, mo
     arguments = (tmp_path / "parts", CPU, (1, 0), 4)
     with pytest.raises(KeyboardInterrupt):
         reanalyse(store, model, counted, "cut", *arguments, step=1)
-    there = len(list((tmp_path / "parts").glob("*.npz")))
+    there = len(list((tmp_path / "parts").rglob("*.npz")))
     assert there == 1
     with pytest.raises(UserError, match="no side column"):
         store.side(COLUMNS["value"], "cut")
@@ -176,6 +186,115 @@ def test_two_stores_each_with_a_version(tmp_path: Path, model: MuZero) -> None:
     assert half.version == ["v0", None]
 
 
+def test_the_second_of_two_stores_has_the_noise_of_its_own_rows(tmp_path: Path, model: MuZero) -> None:
+    stores = [catch(tmp_path / name, seed, 60) for seed, name in enumerate("ab")]
+    reanalyse(stores[1], model, searching(GUMBEL), "bulk", tmp_path / "parts", CPU, (7, 0), step=0)
+    paths = [str(store.path) for store in stores]
+    data = ReanalyseDataModule(paths, fraction=1.0, **WINDOWS)
+    fresh = data.targeted(batch(data), learner(model))
+    stored = ReanalyseDataModule(paths, fraction=0.0, version=[None, "bulk"], **WINDOWS)
+    kept = stored.targeted(batch(stored), learner(model))
+    both = (fresh.side[SOURCE] == FRESH) & (kept.side[SOURCE] == STORED)
+    assert both.sum() > 10
+    torch.testing.assert_close(fresh.side[POLICY][both], kept.side[POLICY][both])
+
+
+def test_stores_that_grow_beside_the_training(tmp_path: Path, model: MuZero) -> None:
+    """Rows keep their targets where a store before theirs grows, and new ones get their own."""
+    stores = [catch(tmp_path / name, seed, 60) for seed, name in enumerate("ab")]
+    paths = [str(store.path) for store in stores]
+    settings = {"fraction": 0.0, **WINDOWS}
+    data = ReanalyseDataModule(paths, **settings)
+    segment, before = batch(data), ReanalyseDataModule(paths, **settings).targeted(batch(data), learner(model))
+    assert (segment.side["store"] == 1).any()
+    grow(stores[0].path, 5)
+    data.store.stores[0].refresh()  # as reading does where an episode was sealed meanwhile
+    after = data.targeted(segment, learner(model))
+    assert torch.equal(before.side[KNOWN], after.side[KNOWN])
+    assert torch.equal(before.side[VALUE], after.side[VALUE])
+    alone = ReanalyseDataModule(paths[0], **settings)
+    alone.targeted(batch(alone), learner(model))
+    grow(stores[0].path, 6)
+    alone.store.refresh()
+    starts = np.array([[len(alone.store.lengths) - 1, 0]])
+    newest = alone.store.read(starts, 2)
+    newest.side["starts"] = torch.from_numpy(starts)
+    ended = alone.store.episode(int(starts[0, 0]))
+    want = np.sign(ended.reward) @ model.gamma ** np.arange(len(ended))
+    assert alone.targeted(newest, learner(model)).side[VALUE][0, 0].item() == pytest.approx(want, abs=1e-5)
+
+
+def test_what_is_staged_is_left_out(tmp_path: Path, model: MuZero) -> None:
+    store = catch(tmp_path / "store", 0, 60)
+    sealed = int(store.offsets[-1])
+    grow(store.path, 1, seal=False)
+    store = Store.open(store.path)
+    assert store.offsets[-1] > sealed
+    assert reanalyse(store, model, None, "v", tmp_path / "parts", CPU, step=0) == sealed
+    assert store.side(COLUMNS["value"], "v").count() == sealed
+    fresh = tmp_path / "fresh"
+    Store.create(fresh, store.card).close()
+    grow(fresh, 1, seal=False)
+    with pytest.raises(UserError, match="sealed"):
+        reanalyse(Store.open(fresh), model, None, "v", tmp_path / "none", CPU, step=0)
+
+
+def test_a_name_is_for_one_set_of_targets(tmp_path: Path, model: MuZero) -> None:
+    """And not for those of another model, or of the store before it grew."""
+    store, parts = catch(tmp_path / "store", 0, 60), tmp_path / "parts"
+    rows = reanalyse(store, model, None, "v", parts, CPU, step=1, model_sha256="a")
+    assert reanalyse(store, model, None, "v", parts, CPU, step=1, model_sha256="a") == rows
+    with pytest.raises(UserError, match="give another version"):
+        reanalyse(store, model, None, "v", tmp_path / "other", CPU, step=1, model_sha256="b")
+    grow(store.path, 1)
+    with pytest.raises(UserError, match="before it grew"):
+        reanalyse(Store.open(store.path), model, None, "v", parts, CPU, step=1, model_sha256="a")
+
+
+def test_other_chunks_are_not_those_of_before(store: Store, model: MuZero, tmp_path: Path) -> None:
+    """A run that goes on with other `windows` begins anew: the same file would be of other rows."""
+    for windows, version in ((4, "four"), (3, "three")):
+        rows = reanalyse(store, model, None, version, tmp_path / "parts", CPU, windows=windows, step=0)
+        assert rows == store.offsets[-1]
+        assert not np.ma.getmaskarray(store.side(COLUMNS["value"], version)).any()
+
+
+def test_actions_that_the_model_has_not(store: Store, tmp_path: Path) -> None:
+    """Are no policy to be cloned, and hinder no search."""
+    few = spread(muzero("model.frames=2", "model.unroll=3", "model.td_steps=2", actions=[3, 4])).eval()
+    data = ReanalyseDataModule(str(store.path), **WINDOWS)
+    segment = batch(data)
+    strange = (few.index[segment.action] < 0) & segment.mask
+    assert strange[:, 1:4].any()
+    cloned = data.targeted(segment, learner(few, search=None, noise_key=None))
+    assert not cloned.side[KNOWN][strange].any()
+    assert (cloned.side[SOURCE] == FRESH).any()
+    reanalyse(store, few, None, "clone", tmp_path / "clone", CPU, step=0)
+    taken = few.index[torch.from_numpy(store.column("action").astype(np.int64))] >= 0
+    assert np.array_equal(~np.ma.getmaskarray(store.side(COLUMNS["value"], "clone")), taken.numpy())
+    reanalyse(store, few, searching(GUMBEL), "searched", tmp_path / "searched", CPU, (7, 0), step=0)
+    stored = ReanalyseDataModule(str(store.path), fraction=0.0, version="searched", **WINDOWS)
+    assert torch.equal(stored.targeted(segment, learner(few)).side[KNOWN], segment.mask)
+
+
+def test_without_a_version_no_policy_is_held(store: Store, model: MuZero) -> None:
+    data = ReanalyseDataModule(str(store.path), **WINDOWS)
+    data.targeted(batch(data), learner(model))
+    assert data._logged is not None
+    assert data._logged.policy.shape == (1, 3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_both_ways_on_a_gpu(store: Store, model: MuZero, tmp_path: Path) -> None:
+    rows = reanalyse(store, model, searching(GUMBEL), "gpu", tmp_path, {"accelerator": "cuda", "devices": 1}, (7, 0))
+    assert rows == store.offsets[-1]
+    data = ReanalyseDataModule(str(store.path), **WINDOWS)
+    segment = data.targeted(batch(data).to("cuda"), learner(model.cuda()))
+    assert (segment.side[SOURCE] == FRESH).any()
+    assert model.loss(segment, torch.Generator("cuda"))[0].isfinite()
+
+
 def test_mistakes(store: Store, model: MuZero, tmp_path: Path) -> None:
     path = str(store.path)
     for fraction in (-0.1, 1.5, "half"):
@@ -183,6 +302,8 @@ def test_mistakes(store: Store, model: MuZero, tmp_path: Path) -> None:
             ReanalyseDataModule(path, fraction=fraction)  # pyrefly: ignore
     with pytest.raises(UserError, match="no side column"):
         ReanalyseDataModule(path, version="nowhere")
+    with pytest.raises(UserError, match="no side column.*/7"):
+        ReanalyseDataModule(path, version=7)
     with pytest.raises(UserError, match="one for each"):
         ReanalyseDataModule(path, version=["a", "b"])
     about = {"family": "muzero", "store": "another", "version": "theirs", "actions": [0, 3, 4], "step": 1}
@@ -203,6 +324,11 @@ def test_a_network_without_numbers_is_told(store: Store, model: MuZero) -> None:
         model.policy.output.weight.fill_(torch.nan)
     with pytest.raises(UserError, match=r"prior_logits is no finite number in row \d+"):
         data.targeted(batch(data), learner(model))
+    with torch.no_grad():
+        model.policy.output.weight.zero_()
+        model.value.layer.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match=r"value is no finite number in row \d+"):
+        data.targeted(batch(data), learner(model, search=None, noise_key=None))
 
 
 def test_validation_windows_are_left_alone(store: Store) -> None:

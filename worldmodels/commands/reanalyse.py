@@ -1,6 +1,7 @@
 """Search a whole store again with a trained MuZero: fresh targets for its policy and value, kept beside it."""
 
 import hashlib
+import re
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from omegaconf import DictConfig
 
 from worldmodels.commands._results import write_metrics
 from worldmodels.config import command, plain
+from worldmodels.types import UserError
 
 
 @command("reanalyse")
@@ -15,32 +17,35 @@ def main(cfg: DictConfig) -> None:
     """Write a version of the side columns and say its name; interrupted, the same command goes on with the rest."""
     import signal
 
+    from worldmodels.data.disk import on_disk
     from worldmodels.data.mixing import check_fits
     from worldmodels.data.store import Store
+    from worldmodels.data.transforms import Transform
     from worldmodels.hardware import accelerator, tune_allocator
-    from worldmodels.learners.muzero import load_muzero, searching
+    from worldmodels.learners.muzero import load_muzero, searching, takes_gumbel
     from worldmodels.learners.reanalysing import reanalyse
+    from worldmodels.portable.folder import digest_of
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     began = time.monotonic()
     model, given = load_muzero(cfg.checkpoint)
-    store = Store.open(cfg.store)
-    check_fits(store.card, given["card"], f"the checkpoint {cfg.checkpoint}")
-    search = plain(cfg.planner) or given["search"]
-    digest = hashlib.sha256(Path(cfg.checkpoint).resolve().read_bytes())
-    key = [search, cfg.seed if given["row_noise"] else None]
-    digest.update(repr(key).encode())
-    step = given["global_step"]
-    version = cfg.version or f"{digest.hexdigest()[:12]}-{step}"
+    store, transform = Store.open(on_disk(cfg.store)), Transform(**given["transform"])
+    check_fits(transform.card(store.card), given["card"], f"the checkpoint {cfg.checkpoint}")
+    search, step = plain(cfg.planner) or given["search"], given["global_step"]
+    noise = (cfg.seed, step // given["target_every"]) if given["row_noise"] and takes_gumbel(search) else None
+    facts = {"model_sha256": digest_of(cfg.checkpoint), "step": step, "planner": search, "noise": noise}
+    facts |= {"gamma": model.gamma, "clip_rewards": given["clip_rewards"]}
+    made_by = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+    version = f"{made_by}-{step}-{store.sealed_lengths.sum()}" if cfg.version is None else str(cfg.version)
+    if not re.fullmatch(r"\w[\w.-]*", version) or version == "newest":
+        raise UserError(f"version={version} must be a name of letters, digits, '-', '_' and '.', and not newest")
     out = Path(cfg.out).absolute()
-    folder = out / "parts" / f"{store.uuid}-{digest.hexdigest()[:12]}-{store.offsets[-1]}"
     device = accelerator(cfg.trainer.accelerator)
     if device == "cpu":
         tune_allocator()
     trainer = {**plain(cfg.trainer), "accelerator": device}
-    noise = (cfg.seed, step // given["target_every"]) if given["row_noise"] else None
-    facts = {"step": step, "planner": search, "model_sha256": digest.hexdigest(), "seed": cfg.seed}
-    rows = reanalyse(store, model, searching(search), version, folder, trainer, noise, cfg.windows, **facts)
+    place = (version, out / "parts" / made_by, trainer, noise, cfg.windows, transform)
+    rows = reanalyse(store, model, searching(search), *place, **facts)
     if rows:  # nothing on the ranks that only help
         print(f"{rows} rows of {store.path} have targets {version}; train on them with data.version={version}")
         seconds = round(time.monotonic() - began, 1)

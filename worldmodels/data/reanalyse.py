@@ -23,7 +23,7 @@ from worldmodels.models.muzero_loss import KNOWN, POLICY, VALUE
 from worldmodels.nn.equivariant import expand_once
 from worldmodels.ops.draws import row_gumbel
 from worldmodels.planning.planners import Planner
-from worldmodels.planning.tree import Root
+from worldmodels.planning.tree import Root, check
 from worldmodels.types import Segment, UserError
 
 COLUMNS = {"policy": "reanalysed_policy", "value": "reanalysed_value"}
@@ -57,7 +57,8 @@ def search_rows(
         segment: windows of play.
         rows: which rows of each window.
         chosen: (B, len(rows)) bool, those that are wanted.
-        search: a search of `planning` with its settings; None: the logged action, and the network's own value.
+        search: a search of `planning` with its settings; None: the logged action, which must be one of the model's
+            in all wanted rows, and the network's own value.
         noise: (R, A) Gumbel noise of the wanted rows, in the order of `chosen`; None: none.
 
     Raises:
@@ -72,11 +73,12 @@ def _searched(
 ) -> Searched:
     frames, action, real = (x[flat] for x in model.contexts(segment, rows))
     state = model.fresh(model.represent(frames, action, real))
-    logits, value = model.roots(state)
+    root = Root(*model.roots(state), state)
     if search is None:
+        check(root, 1, None)
         place = model.index[segment.action[:, list(rows)]].flatten()[flat]
-        return Searched(F.one_hot(place.clamp(min=0), len(model.actions)).float(), value)
-    found = search(model.recurrent, Root(logits, value, state), noise=noise)
+        return Searched(F.one_hot(place, len(model.actions)).float(), root.value.float())
+    found = search(model.recurrent, root, noise=noise)
     return Searched(found.action_weights.float(), found.value.float())
 
 
@@ -103,7 +105,7 @@ class ReanalyseDataModule(StoreDataModule):
         self,
         store: str | Sequence[str],
         fraction: float = 1.0,
-        version: str | Sequence[str | None] | None = None,
+        version: str | int | Sequence[str | int | None] | None = None,
         **settings: Any,
     ) -> None:
         if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
@@ -112,11 +114,17 @@ class ReanalyseDataModule(StoreDataModule):
         self.keep_starts = True
         self.fraction = fraction
         stores = self.store.stores if isinstance(self.store, Mixture) else [self.store]
-        versions = [version] * len(stores) if version is None or isinstance(version, str) else list(version)
+        versions = [version] * len(stores) if version is None or isinstance(version, str | int) else list(version)
         if len(versions) != len(stores):
             raise UserError(f"data.version={versions} must name one version, or one for each of {len(stores)} stores")
-        self._stores, self.version = stores, [_pinned(s, v) for s, v in zip(stores, versions, strict=True)]
+        names = [None if v is None else str(v) for v in versions]
+        self._stores, self.version = stores, [_pinned(s, v) for s, v in zip(stores, names, strict=True)]
         self._logged: Logged | None = None
+
+    def versions(self) -> list[dict[str, Any]]:
+        """What made each of the pinned versions."""
+        pinned = zip(self._stores, self.version, strict=True)
+        return [store.side_about(COLUMNS["value"], version) for store, version in pinned if version is not None]
 
     def on_after_batch_transfer(self, batch: Segment, dataloader_idx: int) -> Segment:
         """Give a training batch its targets; windows of validation teach what was logged."""
@@ -132,37 +140,45 @@ class ReanalyseDataModule(StoreDataModule):
             learner: a `MuZeroLearner`, or what has its `target`, `target_step`, `search`, `clip` and `noise_key`.
         """
         model, device = learner.target.module, batch.obs.device
-        if self._logged is None:
-            self._logged = Logged.of(self._stores, self.version, model, learner.clip)
-        starts = batch.side["starts"].cpu().numpy()
-        number = self.store.offsets[starts[:, 0]] + starts[:, 1]
+        starts, offsets = batch.side["starts"].cpu().numpy(), self.store.offsets
+        firsts, ends = self._bounds()
+        if self._logged is None or offsets[starts[:, 0] + 1].max() > len(self._logged.value):  # the store may grow
+            self._logged = Logged.of(self._stores, self.version, ends - firsts, model, learner.clip)
+        number = offsets[starts[:, 0]] + starts[:, 1]
         number = number[:, None] + np.arange(batch.length)  # of each row among all; padding has some other's
-        inside = number.clip(0, len(self._logged.value) - 1)
-        policy, value, known, step = (
-            torch.from_numpy(x[inside]).to(device) for x in self._logged.columns(batch.length)
-        )
+        policy, value, known, step = (torch.from_numpy(x[number.clip(0, len(x) - 1)]).to(device) for x in self._logged)
         place = model.index[batch.action]
         logged = F.one_hot(place.clamp(min=0), len(model.actions)).float()
         stored = step >= 0
         policy = torch.where(stored[..., None], policy, logged)
-        known = known & batch.mask & (place >= 0)
+        known = known & batch.mask & (stored | (place >= 0))
         source = torch.where(stored, STORED, LOGGED)
         age = torch.where(stored, learner.global_step - step, 0).clamp(min=0)
         windows = self._fresh(batch.batch_size, learner)
         rows = sorted(set().union(*model.rows()) & set(range(batch.length)))
         chosen = torch.zeros(batch.batch_size, len(rows), dtype=torch.bool, device=device)
         chosen[windows] = batch.mask[windows][:, rows]
+        if learner.search is None:
+            chosen &= place[:, rows] >= 0
         if chosen.any():
             where = chosen.nonzero()
             at = where[:, 0], torch.tensor(rows, device=device)[where[:, 1]]
             noise = None
             if learner.noise_key is not None:
-                noise = row_gumbel(number[at[0].cpu(), at[1].cpu()], len(model.actions), *learner.noise_key).to(device)
+                mine = number[at[0].cpu(), at[1].cpu()]
+                mine = mine - firsts[np.searchsorted(ends, mine, side="right")]  # its number in its own store
+                noise = row_gumbel(mine, len(model.actions), *learner.noise_key).to(device)
             found = search_rows(model, batch, rows, chosen, learner.search, noise)
             policy[at], value[at] = found.policy, found.value
             known[at], source[at], age[at] = True, FRESH, learner.global_step - learner.target_step
         targets = {POLICY: policy, VALUE: value, KNOWN: known, SOURCE: source, AGE: age}
         return replace(batch, side=batch.side | targets)
+
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """First row of each store among all rows, and the one after its last, as the windows' numbers count them."""
+        if isinstance(self.store, Mixture):
+            return self.store.offsets[self.store.firsts], self.store.offsets[self.store.ends]
+        return np.zeros(1, np.int64), self.store.offsets[-1:]
 
     def _fresh(self, count: int, learner: Any) -> Tensor:
         """Which windows of the batch at hand are searched: a function of (seed, rank, batch number)."""
@@ -178,7 +194,7 @@ class Logged(NamedTuple):
     """What is known of all rows of a data module's stores before any search, N rows.
 
     Args:
-        policy: (N, A) float32, of the pinned versions, or one row of zeros where none is pinned.
+        policy: (N, A) float32, of the pinned versions, or (1, A) zeros where none is pinned.
         value: (N,) float32, of the pinned versions or the logged return.
         known: (N,) bool, false where neither is.
         step: (N,) int64, of the training that made the version, -1 where there is none.
@@ -189,25 +205,37 @@ class Logged(NamedTuple):
     known: np.ndarray
     step: np.ndarray
 
-    def columns(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Policy, value, known and step, each to be indexed by rows."""
-        return self.policy, self.value, self.known, self.step
-
     @classmethod
     def of(
-        cls, stores: Sequence[Store], versions: Sequence[str | None], model: MuZero, clip: Callable[[Tensor], Tensor]
+        cls,
+        stores: Sequence[Store],
+        versions: Sequence[str | None],
+        rows: Sequence[int] | np.ndarray,
+        model: MuZero,
+        clip: Callable[[Tensor], Tensor],
     ) -> "Logged":
         """Read the pinned versions, and sum up the rewards of each episode.
+
+        Args:
+            stores: in the order in which their rows are numbered.
+            versions: one for each, or None.
+            rows: how many count of each; a store may have grown since.
+            model: that learns.
+            clip: rewards as they are learned from.
 
         Raises:
             UserError: a version was made by a model of other actions.
         """
-        parts = []
-        for store, version in zip(stores, versions, strict=True):
-            rewards = clip(torch.from_numpy(store.column("reward").astype(np.float32))).numpy()
-            value, known = returns_to_go(rewards, store.column("flags") & 1 != 0, store.offsets, model.gamma)
-            policy = np.zeros((len(value), len(model.actions)), np.float32)
-            step = np.full(len(value), -1)
+        total = int(np.sum(rows))
+        pinned = any(version is not None for version in versions)
+        policy = np.zeros((total if pinned else 1, len(model.actions)), np.float32)
+        value, known, step = np.zeros(total, np.float32), np.zeros(total, bool), np.full(total, -1)
+        end = 0
+        for store, version, n in zip(stores, versions, rows, strict=True):
+            mine, end = slice(end, end + n), end + n
+            rewards = clip(torch.from_numpy(store.column("reward")[:n].astype(np.float32))).numpy()
+            terminated, offsets = store.column("flags")[:n] & 1 != 0, store.offsets
+            value[mine], known[mine] = returns_to_go(rewards, terminated, offsets[offsets <= n], model.gamma)
             if version is not None:
                 about = store.side_about(COLUMNS["value"], version)
                 if about["actions"] != model.actions:
@@ -215,12 +243,11 @@ class Logged(NamedTuple):
                         f"the targets {version} of {store.path} are over the actions {about['actions']} and the model "
                         f"takes {model.actions}; search again: worldmodels reanalyse checkpoint=... store={store.path}"
                     )
-                searched = store.side(COLUMNS["value"], version)
+                searched = store.side(COLUMNS["value"], version)[:n]
                 there = ~np.ma.getmaskarray(searched)
-                value[there], known[there], step[there] = searched.data[there], True, about["step"]
-                policy[there] = store.side(COLUMNS["policy"], version).data[there]
-            parts.append((policy, value, known, step))
-        return cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+                value[mine][there], known[mine][there], step[mine][there] = searched.data[there], True, about["step"]
+                policy[mine][there] = store.side(COLUMNS["policy"], version).data[:n][there]
+        return cls(policy, value, known, step)
 
 
 def returns_to_go(

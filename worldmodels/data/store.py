@@ -241,6 +241,11 @@ class Store:
         return self._catalog.length
 
     @property
+    def sealed_lengths(self) -> np.ndarray:
+        """Of the episodes that are in segments, which are the first, (S,) int64."""
+        return self._catalog.length[self._catalog.segment >= 0]
+
+    @property
     def sealed(self) -> tuple[Path, ...]:
         """The segments, in order."""
         return self._catalog.sealed

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -53,9 +54,16 @@ def searching(settings: Mapping[str, Any] | None) -> Planner | None:
     """
     if settings is None:
         return None
-    if not str(settings.get("_target_")).startswith(PLANNERS):
-        raise UserError(f"learner.search has _target_ {settings.get('_target_')}, which is no search of {PLANNERS}...")
+    if not isinstance(settings, Mapping) or not str(settings.get("_target_")).startswith(PLANNERS):
+        raise UserError(
+            f"learner.search={settings} is no search of {PLANNERS}...; choose one, such as +planner@learner.search=puct"
+        )
     return build(settings)
+
+
+def takes_gumbel(settings: Mapping[str, Any] | None) -> bool:
+    """Whether the noise of a search is Gumbel's: that of others is drawn otherwise, and to be of another kind."""
+    return settings is not None and str(settings["_target_"]).endswith((".gumbel", ".one_step"))
 
 
 class MuZeroLearner(Learner):
@@ -109,11 +117,13 @@ class MuZeroLearner(Learner):
         super().__init__()
         self.save_hyperparameters()
         self.check_settings()
+        if not isinstance(actions, list | tuple) or any(type(action) is not int for action in actions):
+            raise UserError(f"learner.actions={actions} must be a list of indices into ALE's 18, such as [0,3,4]")
         if target_every < 1:
             raise UserError(f"learner.target_every={target_every} must be at least 1")
         self.model = build_muzero(model, card, actions)
         self.search = searching(search)
-        if search is not None and row_noise and not search["_target_"].endswith((".gumbel", ".one_step")):
+        if search is not None and row_noise and not takes_gumbel(search):
             raise UserError(f"{search['_target_']} takes no Gumbel noise: give learner.row_noise=false with it")
         self.means: Any = nn.ModuleDict()
         self._target: Apart | None = None
@@ -152,7 +162,7 @@ class MuZeroLearner(Learner):
     # Training
 
     def prepare(self, data: Any, resumed: bool) -> None:
-        """Refuse data without targets and windows that are too short; show the network the log's frames."""
+        """Refuse targets of another meaning, and data that teach nothing; show the network the log's frames."""
         if not isinstance(data, ReanalyseDataModule):
             raise UserError("learner=muzero learns from data=reanalyse, which gives its windows targets; give both")
         if min(data.length, data.validation["length"]) < self.model.least_length:
@@ -160,6 +170,16 @@ class MuZeroLearner(Learner):
                 f"data.length={data.length} and data.validation.length={data.validation['length']} must be at least "
                 f"{self.model.least_length}: model.frames, model.unroll and model.td_steps together"
             )
+        logged = np.unique(data.store.column("action")).tolist()
+        if not set(logged) & set(self.model.actions):
+            raise UserError(f"learner.actions={self.model.actions} are none of the log's, which holds {logged}")
+        for about in data.versions():
+            for name, own in (("gamma", self.model.gamma), ("clip_rewards", self.hparams["clip_rewards"])):
+                if about.get(name, own) != own:
+                    raise UserError(
+                        f"the targets {about['version']} were made with {name}={about[name]} and this training has "
+                        f"{own}, so that their values mean something else; search again with a model of this training"
+                    )
         if not resumed:
             self.model.know(typical_frames(data.store))
 
@@ -197,9 +217,10 @@ class MuZeroLearner(Learner):
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=segment.batch_size)
         return loss
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Renew the target network, between two batches: the next is searched before its step begins."""
-        if self.global_step % self.hparams["target_every"] == 0:
+    def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
+        """Renew the target network when it is time: before the callbacks, whose checkpoint is to have the new one."""
+        super().optimizer_step(*arguments, **settings)
+        if (self.global_step + 1) % self.hparams["target_every"] == 0:  # the step is not counted yet
             self.target.module.load_state_dict(self.model.state_dict())
 
     def validation_step(self, segment: Segment, batch_idx: int) -> None:
@@ -237,6 +258,8 @@ class MuZeroLearner(Learner):
 def load_muzero(checkpoint: str | Path) -> tuple[MuZero, dict[str, Any]]:
     """The network of a checkpoint, averaged, in evaluation mode, and the settings of its learner.
 
+    Beside them `global_step`, and the `transform` of the frames that it learned from.
+
     Raises:
         UserError: the file cannot be read, holds another model, or its weights do not belong to its settings.
     """
@@ -250,4 +273,5 @@ def load_muzero(checkpoint: str | Path) -> tuple[MuZero, dict[str, Any]]:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"the weights in {checkpoint} do not fit the model it describes; train again") from error
-    return model.eval().requires_grad_(False), given | {"global_step": stored["global_step"]}
+    transform = stored.get(ReanalyseDataModule.__qualname__, {}).get("transform", {})
+    return model.eval().requires_grad_(False), given | {"global_step": stored["global_step"], "transform": transform}

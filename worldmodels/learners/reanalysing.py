@@ -1,5 +1,6 @@
 """Searches every row of a store again, and keeps the targets beside it: many ranks share the work, and it resumes."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,17 +10,19 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, RichProgressBar
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from worldmodels.data.disk import atomic
 from worldmodels.data.reanalyse import COLUMNS, about_targets, search_rows
 from worldmodels.data.store import Store
+from worldmodels.data.transforms import Transform
 from worldmodels.learners.fit import quiet
 from worldmodels.models.muzero import MuZero
 from worldmodels.ops.draws import row_gumbel
 from worldmodels.planning.planners import Planner
-from worldmodels.types import Segment
+from worldmodels.types import Segment, UserError
 
+AS_LOGGED = Transform()
 RUN = 16
 """Neighbouring rows that are read together, so that a frame is read once and not once for each row that sees it."""
 
@@ -45,15 +48,24 @@ class Chunks(Dataset):
         store: read from.
         frames: that a row sees, its own among them.
         windows: of `RUN` rows a chunk.
+        transform: of the frames, as the model saw them in training.
         left: which chunks are still to be done; None: all.
     """
 
-    def __init__(self, store: Store, frames: int, windows: int, left: Sequence[int] | None = None) -> None:
-        counts = -(-store.lengths // RUN)
+    def __init__(
+        self,
+        store: Store,
+        frames: int,
+        windows: int,
+        transform: Transform = AS_LOGGED,
+        left: Sequence[int] | None = None,
+    ) -> None:
+        lengths = store.sealed_lengths
+        counts = -(-lengths // RUN)
         episode = np.repeat(np.arange(len(counts)), counts)
         first = (np.arange(len(episode)) - np.repeat(counts.cumsum() - counts, counts)) * RUN
-        self.starts, self.offsets = np.stack([episode, first], 1), store.offsets
-        self.store, self.frames, self.windows = store, frames, windows
+        self.starts, self.offsets = np.stack([episode, first], 1), np.concatenate([[0], lengths.cumsum()])
+        self.store, self.frames, self.windows, self.transform = store, frames, windows, transform
         self.count = -(-len(episode) // windows)
         self.left = list(range(self.count)) if left is None else list(left)
 
@@ -65,7 +77,8 @@ class Chunks(Dataset):
         starts = self.starts[index * self.windows : (index + 1) * self.windows]
         number = self.offsets[starts[:, 0], None] + starts[:, 1, None] + np.arange(RUN)
         before = self.frames - 1
-        return Chunk(index, torch.from_numpy(number), self.store.read(starts - [0, before], before + RUN))
+        segment = self.transform(self.store.read(starts - [0, before], before + RUN))
+        return Chunk(index, torch.from_numpy(number), segment)
 
 
 class Reanalyser(L.LightningModule):
@@ -75,18 +88,29 @@ class Reanalyser(L.LightningModule):
         model: that searches.
         search: with its settings; None: the logged action, and the model's own value.
         noise_key: as in `MuZeroLearner.noise_key`.
+        chunks: those that are left.
     """
 
-    def __init__(self, model: MuZero, search: Planner | None, noise_key: tuple[int, ...] | None) -> None:
+    def __init__(
+        self, model: MuZero, search: Planner | None, noise_key: tuple[int, ...] | None, chunks: Chunks
+    ) -> None:
         super().__init__()
-        self.model, self.search, self.noise_key = model.eval(), search, noise_key
+        self.model, self.search, self.noise_key, self.chunks = model.eval(), search, noise_key, chunks
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    def predict_dataloader(self) -> DataLoader:
+        """This rank's share, which may be none: Lightning's own sampler refuses fewer chunks than ranks."""
+        own = range(self.trainer.global_rank, len(self.chunks), self.trainer.world_size)
+        return DataLoader(Subset(self.chunks, own), batch_size=None)
 
     def predict_step(self, chunk: Chunk, batch_idx: int) -> dict[str, Any]:
         """Rows, policies and values of a chunk."""
         segment, before = chunk.segment, self.model.frames - 1
         rows = range(before, before + RUN)
         chosen = segment.mask[:, before:]
-        number = chunk.number[chosen].cpu().numpy()
+        if self.search is None:  # the logged action is the policy, and one that the model has not is none
+            chosen = chosen & (self.model.index[segment.action[:, before:]] >= 0)
+        number = chunk.number[chosen.cpu()].numpy()
         noise = None
         if self.noise_key is not None:
             noise = row_gumbel(number, len(self.model.actions), *self.noise_key).to(self.device)
@@ -125,43 +149,56 @@ def reanalyse(
     trainer: Mapping[str, Any],
     noise_key: tuple[int, ...] | None = None,
     windows: int = 16,
+    transform: Transform = AS_LOGGED,
     **facts: Any,
 ) -> int:
     """Write `version` of the side columns `reanalysed_policy` and `reanalysed_value`; what is done is not done again.
+
+    Rows that are still staged get no targets, since the columns of a store are of its segments.
 
     Args:
         store: whose rows are searched.
         model: that searches.
         search: as in `search_rows`.
         version: name of the targets.
-        folder: where chunks are kept until all are there.
+        folder: of this model and this search, where chunks are kept until all are there.
         trainer: arguments of `lightning.Trainer` that say where the work is done.
         noise_key: as in `MuZeroLearner.noise_key`.
         windows: of 16 rows a chunk.
+        transform: of the frames, as the model saw them in training.
         facts: what is kept beside the columns, the `step` of the training among it.
 
     Returns:
-        The number of rows that have targets.
+        The number of rows that have targets, on rank 0, and 0 on the others.
 
     Raises:
-        UserError: the disk refuses, or the model gives a number that is not finite.
+        UserError: nothing is sealed, the version is there and other, the disk refuses, or the model gives a number that
+            is not finite.
         KeyboardInterrupt: stopped; what is done is kept.
     """
     quiet()
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = Chunks(store, model.frames, windows)
-    left = [k for k in range(whole.count) if not (folder / f"{k:07d}.npz").exists()]
+    whole = Chunks(store, model.frames, windows, transform)
+    count = int(whole.offsets[-1])
+    if not count:
+        raise UserError(f"no episode of the store {store.path} is sealed yet; end its writing, or open it for writing")
     engine = L.Trainer(
         **trainer,
         logger=False,
         enable_checkpointing=False,
-        callbacks=[Parts(folder), RichProgressBar()],
+        use_distributed_sampler=False,
+        callbacks=[Parts(folder := folder / f"{store.uuid}-{count}-{windows}"), RichProgressBar()],
         default_root_dir=folder,
     )
-    loader = DataLoader(Chunks(store, model.frames, windows, left), batch_size=None)
+    about = about_targets(store, version, model, sealed=count, **facts)
+    missing = [name for name in COLUMNS if not _there(store, COLUMNS[name], version, about)]
+    if not missing:
+        return int(store.side(COLUMNS["value"], version).count()) if engine.is_global_zero else 0
+    folder.mkdir(parents=True, exist_ok=True)
+    left = [k for k in range(whole.count) if not (folder / f"{k:07d}.npz").exists()]
     if left:
+        chunks = Chunks(store, model.frames, windows, transform, left)
         try:
-            engine.predict(Reanalyser(model, search, noise_key), loader, return_predictions=False)
+            engine.predict(Reanalyser(model, search, noise_key, chunks), return_predictions=False)
         except SystemExit as stop:  # Lightning's answer to Ctrl-C and SIGTERM
             raise KeyboardInterrupt from stop
     engine.strategy.barrier()
@@ -172,8 +209,22 @@ def reanalyse(
         with np.load(folder / f"{k:07d}.npz", allow_pickle=False) as part:
             parts.append([part[name] for name in ("rows", "policy", "value")])
     rows, policy, value = (np.concatenate(column) for column in zip(*parts, strict=True))
-    about = about_targets(store, version, model, **facts)
-    for name, array in (("policy", policy), ("value", value)):
-        if not (store.path / "side" / COLUMNS[name] / version).exists():
-            store.write_side(COLUMNS[name], version, rows, array, about)
+    for name in missing:
+        store.write_side(COLUMNS[name], version, rows, {"policy": policy, "value": value}[name], about)
     return len(rows)
+
+
+def _there(store: Store, name: str, version: str, about: Mapping[str, Any]) -> bool:
+    """Whether a side column has this very version.
+
+    Raises:
+        UserError: it has another one of this name.
+    """
+    if not (store.path / "side" / name / version).exists():
+        return False
+    if store.side_about(name, version) != json.loads(json.dumps(about)):
+        raise UserError(
+            f"the store {store.path} has other targets of the name {version}, made by another model or search, or "
+            "before it grew; give another version=NAME"
+        )
+    return True
