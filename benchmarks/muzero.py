@@ -12,7 +12,7 @@ runs of a game have the same network, log and number of optimizer steps, and pla
 - rosmo: improved by one step of lookahead.
 - unplugged: every window searched again by the newest target network; half: every second one; logged: none, so that
   policy and value are the log's own and only acting searches.
-- stale: none searched again, but targets that a bulk search wrote once, by `unplugged` after a fifth of the steps.
+- stale: none searched again, but targets that a bulk search wrote once, after `unplugged` for a fifth of the steps.
 - prior: `unplugged` played without a search, by its policy alone.
 """
 

@@ -11,6 +11,7 @@ import torch
 from tests.conformance import check_policy
 from tests.conftest import QUICK
 from tests.integration.test_resume import same
+from worldmodels.callbacks import LastCheckpoint
 from worldmodels.data.reanalyse import COLUMNS
 from worldmodels.data.sources.catch_play import catch_card, catch_play
 from worldmodels.data.store import Store
@@ -55,14 +56,17 @@ def trained(ok: Callable[..., str], log: Path, tmp_path: Path) -> Path:
     ("stop", "more"), [(7, []), (6, ["data.priority.alpha=0.6", "data.fraction=0.5"])], ids=["plain", "priority"]
 )
 def test_a_run_that_is_resumed_is_the_same_bit_for_bit(
-    ok: Callable[..., str], log: Path, tmp_path: Path, stop: int, more: list[str]
+    ok: Callable[..., str], log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, more: list[str]
 ) -> None:
-    """Stopped between two renewals of the target network, or at the very step of one."""
+    """Stopped between two renewals of the target network, or at the very step of one and before its validation."""
     settings = ["experiment=catch_muzero", f"store={log}", *FAST, "learner.schedule=constant", *more]
     settings += ["learner.target_every=3"]
     for out, stops in (("straight", [10]), ("broken", [stop, 10])):
         for steps in stops:
-            ok("train", *settings, f"out={tmp_path / out}", f"trainer.max_steps={steps}")
+            with monkeypatch.context() as killed:
+                if steps == 6:
+                    killed.setattr(LastCheckpoint, "on_validation_end", lambda *_: None)
+                ok("train", *settings, f"out={tmp_path / out}", f"trainer.max_steps={steps}")
     a, b = (torch.load(tmp_path / out / "last.ckpt", weights_only=True) for out in ("straight", "broken"))
     for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "target"):
         same(a[part], b[part], part)
@@ -83,6 +87,11 @@ def test_targets_of_a_bulk_search_are_trained_on(
     header, *lines = (out / "metrics.csv").read_text().splitlines()
     columns = dict(zip(header.split(","), zip(*(line.split(",") for line in lines), strict=True), strict=True))
     assert {v for v in columns["train/fresh"] if v} == {"0.0"}
+    again = tmp_path / "third"  # every target that is used, and not only the share of the rows that have one
+    ok("train", *settings[:2], f"out={again}", *FAST, "trainer.max_steps=2", "trainer.log_every_n_steps=1")
+    header, *lines = (again / "metrics.csv").read_text().splitlines()
+    place = header.split(",").index("train/fresh")
+    assert {cell for line in lines if (cell := line.split(",")[place])} == {"1.0"}
     assert float(next(v for v in columns["train/logged"] if v)) == 0
     assert [float(v) for v in columns["train/target_age"] if v][-1] == 5 - 4
 
@@ -138,6 +147,7 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, trained: Path, log: Path,
         ([*muzero, "learner.target_every=0"], ["learner.target_every=0", "at least 1"]),
         ([*run, "learner=muzero", "data=default"], ["data=reanalyse"]),
         ([*run, "learner=muzero", "model=actor_critic"], ["model=muzero"]),
+        ([*muzero, "data.left_padding=0"], ["data.left_padding=0", "at least 1", "episodes begin"]),
         ([*muzero, "learner.actions=[1]"], ["learner.actions=[1]", "none of the log's"]),
         ([*muzero, "learner.actions=3"], ["learner.actions=3", "[0,3,4]"]),
         ([*muzero, "learner.search=puct"], ["learner.search=puct", "planner@learner.search"]),

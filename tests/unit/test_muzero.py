@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -13,6 +14,7 @@ from tests.conformance import check_world_model, generator, random_segment
 from tests.conftest import ROOT
 from worldmodels.config import build as build_target
 from worldmodels.config import sized
+from worldmodels.data.reanalyse import returns_to_go
 from worldmodels.models.muzero import MuZero
 from worldmodels.models.muzero_loss import KNOWN, POLICY, VALUE, Targets
 from worldmodels.types import UserError
@@ -60,6 +62,23 @@ def test_frames_before_an_episode_leave_no_trace(recurrent: str) -> None:
     padded, short = model.start(replace(segment, mask=mask, obs=obs)), model.start(segment.steps(4, 6))
     torch.testing.assert_close(padded["latent"], short["latent"])
     assert not torch.allclose(padded["latent"], model.start(segment)["latent"])
+
+
+def test_a_memory_does_not_step_by_an_action_that_the_model_has_not() -> None:
+    model, segment = (
+        spread(muzero("model.recurrent=true", "model.frames=3", actions=[3, 4])),
+        random_segment(2, 3, 3, 20),
+    )
+    segment.action[:] = torch.tensor([3, 0, 4])
+    torch.testing.assert_close(model.start(segment)["latent"], model.start(segment.steps(2, 3))["latent"])
+
+
+def test_frames_are_changed_in_training_alone() -> None:
+    model, segment = spread(muzero("model.shift=2", "model.intensity=0.1")), random_segment(2, 16, 3, 20)
+    first, second = (model.loss(segment, generator(seed))[0] for seed in (1, 2))
+    assert first != second
+    first, second = (model.eval().loss(segment, generator(seed))[0] for seed in (1, 2))
+    assert first == second
 
 
 def test_a_search_steps_as_the_world_model_does() -> None:
@@ -133,6 +152,19 @@ def test_what_is_not_in_the_window_is_not_made_up() -> None:
     assert targets.reached[0].tolist() == [True, True, False]
 
 
+def test_a_logged_return_is_not_better_than_itself() -> None:
+    model = muzero("model.td_steps=3", "model.unroll=5", "model.gamma=0.97", "model.frames=2")
+    segment = targeted(model)
+    segment.terminated[:, -1] = True
+    segment.reward[:] = torch.randn(2, 12, generator=generator(1))
+    offsets, ended = np.array([0, 12]), segment.terminated[0].numpy()
+    for reward, value in zip(segment.reward, segment.side[VALUE], strict=True):
+        value[:] = torch.from_numpy(returns_to_go(reward.numpy(), ended, offsets, model.gamma)[0])
+    assert not Targets.of(model, segment).better.any()
+    segment.side[VALUE] -= 0.1
+    assert Targets.of(model, segment).better.any()
+
+
 def test_targets_change_the_loss_and_what_is_unknown_does_not() -> None:
     model = spread(muzero())
     segment = targeted(model, 16)
@@ -167,6 +199,7 @@ def test_the_loss_falls_to_what_is_to_be_learned(build: Callable[..., MuZero] = 
     [
         ("model.gamma=2", "from 0 to 1"),
         ("model.unroll=0", "at least 1"),
+        ("model.frames=2.5", "model.frames=2.5 must be a whole number"),
         ("model.sizes.tiny.representation.layers=[blok]", "allowed are"),
         ("model.sizes.tiny.representation.patch=3", "does not divide"),
     ],

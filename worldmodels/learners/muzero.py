@@ -170,6 +170,11 @@ class MuZeroLearner(Learner):
                 f"data.length={data.length} and data.validation.length={data.validation['length']} must be at least "
                 f"{self.model.least_length}: model.frames, model.unroll and model.td_steps together"
             )
+        if data.left_padding < self.model.frames - 1:
+            raise UserError(
+                f"data.left_padding={data.left_padding} must be at least {self.model.frames - 1}, one less than "
+                "model.frames, or nothing is learned of how episodes begin"
+            )
         logged = np.unique(data.store.column("action")).tolist()
         if not set(logged) & set(self.model.actions):
             raise UserError(f"learner.actions={self.model.actions} are none of the log's, which holds {logged}")
@@ -209,11 +214,12 @@ class MuZeroLearner(Learner):
         if drawn:
             datamodule: Any = self.trainer.datamodule  # pyrefly: ignore
             datamodule.update(segment.side["starts"], each.float() + LEAST_PRIORITY)
-        source, count = segment.side[SOURCE], segment.mask.sum().clamp(min=1)
+        rows = sorted(set().union(*self.model.rows()))  # whose targets the loss needs
+        real, source, age = (x[:, rows] for x in (segment.mask, segment.side[SOURCE], segment.side[AGE]))
         for name, kind in (("fresh", FRESH), ("logged", LOGGED)):
-            metrics[name] = ((source == kind) & segment.mask).sum() / count
-        old = (source != LOGGED) & segment.mask
-        metrics["target_age"] = torch.where(old, segment.side[AGE], 0).sum() / old.sum().clamp(min=1)
+            metrics[name] = ((source == kind) & real).sum() / real.sum().clamp(min=1)
+        old = (source != LOGGED) & real
+        metrics["target_age"] = torch.where(old, age, 0).sum() / old.sum().clamp(min=1)
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=segment.batch_size)
         return loss
 

@@ -125,8 +125,8 @@ class MuZero(nn.Module):
         )
         shares["search_value"] = search_value
         for name, number in whole.items():
-            if number < 1:
-                raise UserError(f"model.{name}={number} must be at least 1")
+            if type(number) is not int or number < 1:
+                raise UserError(f"model.{name}={number} must be a whole number of at least 1")
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise UserError(f"model.{name}={share} must be from 0 to 1")
@@ -261,9 +261,11 @@ class MuZero(nn.Module):
         real = there[:, inside] & (at >= 0)
         # a row counts only if all rows from it to the last are of one episode
         joined = F.pad(segment.mask & segment.next_mask, (0, 1))[:, inside[:, :-1]] & (at[:, :-1] >= 0)
+        place = self.index[segment.action][:, at[:, :-1].clamp(0, length - 1)]
+        if self.blend is not None:  # what cannot be expected is not joined
+            joined &= place >= 0
         real[..., :-1] &= joined.flip(-1).cumprod(-1).flip(-1).bool()
-        action = self.index[segment.action][:, at[:, :-1].clamp(0, length - 1)].clamp(min=0)
-        return segment.obs[:, inside].flatten(0, 1), action.flatten(0, 1), real.flatten(0, 1)
+        return segment.obs[:, inside].flatten(0, 1), place.clamp(min=0).flatten(0, 1), real.flatten(0, 1)
 
     # World model, and what a search needs
 
@@ -351,15 +353,15 @@ class MuZero(nn.Module):
             return loss_of(self, segment, generator)
 
     def changed(self, frames: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Frames (N, F, C, H, W) uint8 as pixels, shifted and of another brightness, each context in its own way."""
+        """Frames (N, F, C, H, W) uint8 as pixels: in training shifted and of other brightness, each in its own way."""
         rows, device = len(frames), frames.device
-        if self.shift:
+        if self.shift and self.training:
             moves = torch.randint(-self.shift, self.shift + 1, (2, rows, 1), generator=generator, device=device)
             place = (torch.arange(self.image_size, device=device) + moves).clamp(0, self.image_size - 1)
             row = torch.arange(rows, device=device)[:, None, None]
             frames = frames[row, :, :, place[0, :, :, None], place[1, :, None, :]].permute(0, 3, 4, 1, 2)
         pixels = self._pixels(frames)
-        if self.intensity:
+        if self.intensity and self.training:
             noise = torch.randn(rows, generator=generator, device=device).clamp(-2, 2)
             pixels = pixels * (1 + self.intensity * noise)[:, None, None, None, None]
         return pixels

@@ -159,7 +159,8 @@ class Targets(NamedTuple):
         value = ahead.reward + torch.where(over, 0.0, ahead.discount * after)
         value_known = segment.mask & (over | after_known)
         action = model.index[segment.action]
-        better = value_known & known & (action >= 0) & (value > own)
+        # by more than rounding: a logged return is made of the same rewards as what it is held against
+        better = value_known & known & (action >= 0) & (value - own > 1e-4 * (1 + own.abs()))
         if model.search_value:
             value = torch.lerp(value, own, model.search_value)
             value_known = known if model.search_value == 1 else value_known & known
