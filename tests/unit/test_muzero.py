@@ -165,6 +165,20 @@ def test_a_logged_return_is_not_better_than_itself() -> None:
     assert Targets.of(model, segment).better.any()
 
 
+@pytest.mark.parametrize(("unroll", "same"), [(1, True), (2, False)])
+def test_the_gradient_is_scaled_between_steps_and_not_from_what_is_read(unroll: int, same: bool) -> None:
+    found = []
+    for gradient in (0.0, 1.0):
+        model = spread(muzero(f"model.gradient={gradient}", f"model.unroll={unroll}", "model.frames=2")).eval()
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        model.loss(targeted(model), generator())[0].backward()
+        found.append(next(model.dynamics.parameters()).grad)
+    assert torch.allclose(*found) == same
+    assert found[0].any()
+
+
 def test_targets_change_the_loss_and_what_is_unknown_does_not() -> None:
     model = spread(muzero())
     segment = targeted(model, 16)

@@ -68,7 +68,7 @@ class MuZero(nn.Module):
             off-policy correction by the search's value alone.
         weights: of the losses of `policy`, `value`, `reward`, `end`, of `consistency` and `probe` where there are such,
             and of `behaviour`, the likelihood of logged actions that turned out better than expected.
-        gradient: share of the gradient that goes back through each step of the unroll.
+        gradient: share of the gradient that goes back from each step of the unroll to the one before.
         standardise: what a pixel differs from its mean, by its deviation, is what is seen; `know` tells both.
         scale_latent: bring each latent image to 0..1.
         consistency: settings of `nn.latent.Projector`, for EfficientZero's loss of self-supervision; None: without.

@@ -103,10 +103,10 @@ class Unrolled(NamedTuple):
             state, features, end, _ = model.after(state, place)
             rewards.append(features)
             ends.append(end)
-            # the gradient is halved at each step, so that what reaches the root does not grow with K
-            latent = torch.lerp(state["latent"].detach(), state["latent"], model.gradient)
-            state = state | {"latent": latent}
-            latents.append(latent)
+            latents.append(state["latent"])
+            # the gradient is halved between two steps, so that what reaches the root does not grow with K, and whole
+            # from what is read at a step (Schrittwieser et al. 2021, pseudocode)
+            state = state | {"latent": torch.lerp(state["latent"].detach(), state["latent"], model.gradient)}
         latent = torch.stack(latents, 1)
         flat, shape = latent.flatten(0, 1), latent.shape[:2]
         policy, value = (x.unflatten(0, shape) for x in (model.logits(flat), model.read_value(flat)))
