@@ -141,11 +141,11 @@ def test_turned_batches_teach_a_symmetric_model_the_same() -> None:
     model = agent("d4", "model.unroll=3", "model.td_steps=2")
     segment = targeted(model, 12, 16)
     plain, losses = model.loss(segment, generator())[0].item(), []
-    model.turned = model.group
+    model.turned = model.train().group
     for seed in range(12):
         losses.append(model.loss(segment, generator(seed))[0].item())
     assert losses == pytest.approx([plain] * 12, abs=1e-7)
-    other = agent("none", "model.unroll=3", "model.td_steps=2", "model.turned=d4")
+    other = agent("none", "model.unroll=3", "model.td_steps=2", "model.turned=d4").train()
     assert len({round(other.loss(segment, generator(seed))[0].item(), 6) for seed in range(12)}) > 3
 
 

@@ -190,8 +190,8 @@ class Targets(NamedTuple):
 
 
 def moved(model: Any, segment: Segment, generator: torch.Generator | None) -> Segment:
-    """The windows, their actions and their policies under one element of `model.turned`, drawn for all of them."""
-    if len(model.turned) == 1:
+    """In training the windows, actions and policies under one element of `model.turned`, drawn for all of them."""
+    if len(model.turned) == 1 or not model.training:
         return segment
     g = int(torch.randint(len(model.turned), (1,), generator=generator, device=segment.obs.device))
     element, device = model.turned.elements[g], segment.obs.device
