@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import QUICK
-from worldmodels.data.reanalyse import COLUMNS
 from worldmodels.data.store import Store
+from worldmodels.data.targets import COLUMNS
 
 
 @pytest.mark.slow

@@ -12,9 +12,9 @@ from tests.conformance import check_policy
 from tests.conftest import QUICK
 from tests.integration.test_resume import same
 from worldmodels.callbacks import LastCheckpoint
-from worldmodels.data.reanalyse import COLUMNS
 from worldmodels.data.sources.catch_play import catch_card, catch_play
 from worldmodels.data.store import Store
+from worldmodels.data.targets import COLUMNS
 from worldmodels.learners.acting import muzero_policy
 from worldmodels.learners.muzero import load_muzero, searching
 from worldmodels.learners.reanalysing import reanalyse

@@ -14,7 +14,7 @@ from tests.conformance import check_world_model, generator, random_segment
 from tests.conftest import ROOT
 from worldmodels.config import build as build_target
 from worldmodels.config import sized
-from worldmodels.data.reanalyse import returns_to_go
+from worldmodels.data.targets import returns_to_go
 from worldmodels.models.muzero import MuZero
 from worldmodels.models.muzero_loss import KNOWN, POLICY, VALUE, Targets
 from worldmodels.types import UserError

@@ -14,7 +14,7 @@ import torch
 from worldmodels.envs.atari import AtariEnv, Protocol, vector_settings
 from worldmodels.envs.catch import CatchGames
 from worldmodels.envs.child import ChildEnv, GameCrash
-from worldmodels.evaluation.play import _number, frames_of, open_games, play
+from worldmodels.evaluation.play import drawn_seed, frames_of, open_games, play
 from worldmodels.evaluation.protocols import Rules
 from worldmodels.imagination import RandomPolicy
 from worldmodels.types import UserError
@@ -59,7 +59,7 @@ class Counting(RandomPolicy):
 
 
 def console(slots, lengths):
-    return Console(slots, {_number(5, 0, k): n for k, n in enumerate(lengths)})
+    return Console(slots, {drawn_seed(5, 0, k): n for k, n in enumerate(lengths)})
 
 
 def test_frames_are_skipped_once():
@@ -118,7 +118,7 @@ def test_scores_are_of_whole_games_with_the_rewards_of_the_game():
     with open_games("space_invaders", rules, 1, 64, "rgb") as env:
         (game,) = play(policy, env, rules, [0, 1, 3, 4], 1, 2)
     single = AtariEnv(Protocol("space_invaders", noop_max=0))
-    single.reset(_number(2, 0, 0))
+    single.reset(drawn_seed(2, 0, 0))
     total, lost, biggest = 0.0, 0, 0.0
     for action in policy.taken:
         outcome = single.step(action)
@@ -147,7 +147,7 @@ def test_temperature_and_epsilon_are_the_protocols():
             steps.extend(actions.tolist())
             return super().step(actions)
 
-    list(play(warm, Noting(1, {_number(5, 0, 0): 2000}), greedy, [0, 1, 2, 3], 1, 5))
+    list(play(warm, Noting(1, {drawn_seed(5, 0, 0): 2000}), greedy, [0, 1, 2, 3], 1, 5))
     assert warm.seen == {0.0} and warm.temperature == 0.5
     assert np.mean(np.array(steps) != 0) == pytest.approx(0.25 * 0.75, abs=0.03)
     list(play(warm, console(1, [3]), RULES, [0], 1, 5))

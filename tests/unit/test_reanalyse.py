@@ -10,18 +10,9 @@ import torch
 
 from tests.unit.test_muzero import muzero, spread
 from worldmodels.config import build
-from worldmodels.data.reanalyse import (
-    AGE,
-    COLUMNS,
-    FRESH,
-    LOGGED,
-    SOURCE,
-    STORED,
-    ReanalyseDataModule,
-    returns_to_go,
-    search_rows,
-)
+from worldmodels.data.reanalyse import AGE, FRESH, LOGGED, SOURCE, STORED, ReanalyseDataModule, search_rows
 from worldmodels.data.store import Store
+from worldmodels.data.targets import COLUMNS, returns_to_go
 from worldmodels.learners.muzero import searching
 from worldmodels.learners.policy import Apart
 from worldmodels.learners.reanalysing import RUN, Chunks, reanalyse

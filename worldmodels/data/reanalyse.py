@@ -6,8 +6,9 @@ Source: Schrittwieser et al. 2021, "Online and Offline RL by Planning with a Lea
 Legend: B windows, T transitions, R rows that are searched, A actions of the model.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldmodels.data.datamodule import StoreDataModule
+from worldmodels.data.loading import Draw
 from worldmodels.data.mixing import Mixture
-from worldmodels.data.store import Store
+from worldmodels.data.sampling import WindowSampler
+from worldmodels.data.targets import COLUMNS, Logged, check_fraction, pinned
 from worldmodels.models.muzero import MuZero
 from worldmodels.models.muzero_loss import KNOWN, POLICY, VALUE
 from worldmodels.nn.equivariant import expand_once
@@ -26,12 +29,10 @@ from worldmodels.planning.planners import Planner
 from worldmodels.planning.tree import Root, check
 from worldmodels.types import Segment, UserError
 
-COLUMNS = {"policy": "reanalysed_policy", "value": "reanalysed_value"}
 SOURCE, AGE = "target_source", "target_age"
 """Side columns (B, T) int64: where a target is from, `LOGGED`, `STORED` or `FRESH`, and how many optimizer steps ago
 the network that searched it was the newest; 0 for what was logged, and where that network had seen more steps."""
 LOGGED, STORED, FRESH = range(3)
-FAMILY = "muzero"
 
 
 class Searched(NamedTuple):
@@ -90,6 +91,9 @@ class ReanalyseDataModule(StoreDataModule):
     row has them, and otherwise what was logged: the action, and the discounted return to the end of the episode, which
     is unknown where the episode was cut. `side["target_source"]` and `side["target_age"]` tell what each is.
 
+    Where a pinned version says that some episodes are `fresh`, as play that has gone on beside the training does, the
+    windows that are not searched again are from these, and only the others from all.
+
     Args:
         store: as in `StoreDataModule`.
         fraction: the reanalyse fraction, 0 to 1.
@@ -108,8 +112,7 @@ class ReanalyseDataModule(StoreDataModule):
         version: str | int | Sequence[str | int | None] | None = None,
         **settings: Any,
     ) -> None:
-        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
-            raise UserError(f"data.fraction={fraction} must be from 0 (logged targets) to 1 (all searched again)")
+        check_fraction(fraction)
         super().__init__(store, **settings)
         self.keep_starts = True
         self.fraction = fraction
@@ -118,7 +121,7 @@ class ReanalyseDataModule(StoreDataModule):
         if len(versions) != len(stores):
             raise UserError(f"data.version={versions} must name one version, or one for each of {len(stores)} stores")
         names = [None if v is None else str(v) for v in versions]
-        self._stores, self.version = stores, [_pinned(s, v) for s, v in zip(stores, names, strict=True)]
+        self._stores, self.version = stores, [pinned(s, v) for s, v in zip(stores, names, strict=True)]
         self._logged: Logged | None = None
 
     def versions(self) -> list[dict[str, Any]]:
@@ -154,7 +157,8 @@ class ReanalyseDataModule(StoreDataModule):
         known = known & batch.mask & (stored | (place >= 0))
         source = torch.where(stored, STORED, LOGGED)
         age = torch.where(stored, learner.global_step - step, 0).clamp(min=0)
-        windows = self._fresh(batch.batch_size, learner)
+        searched = self._order(batch.batch_size, learner.global_rank, learner.batch_number())
+        windows = torch.from_numpy(np.sort(searched[: round(self.fraction * batch.batch_size)]))
         rows = sorted(set().union(*model.rows()) & set(range(batch.length)))
         chosen = torch.zeros(batch.batch_size, len(rows), dtype=torch.bool, device=device)
         chosen[windows] = batch.mask[windows][:, rows]
@@ -180,122 +184,36 @@ class ReanalyseDataModule(StoreDataModule):
             return self.store.offsets[self.store.firsts], self.store.offsets[self.store.ends]
         return np.zeros(1, np.int64), self.store.offsets[-1:]
 
-    def _fresh(self, count: int, learner: Any) -> Tensor:
-        """Which windows of the batch at hand are searched: a function of (seed, rank, batch number)."""
-        key = (self.seed % 2**63, learner.global_rank, learner.batch_number())
-        order = np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).permutation(count)
-        return torch.from_numpy(np.sort(order[: round(self.fraction * count)]))
+    def _order(self, size: int, rank: int, k: int) -> np.ndarray:
+        """In which order the windows of batch `k` are chosen to be searched again."""
+        sequence = np.random.SeedSequence((self.seed % 2**63, rank, k))
+        return np.random.Generator(np.random.Philox(sequence)).permutation(size)
+
+    def _draws(self, sampler: WindowSampler) -> Iterator[Draw]:
+        """As of all data modules, but for the windows that are not searched again where there is fresh play."""
+        size = self.batch_size - round(self.fraction * self.batch_size)
+        fresh = np.intersect1d(self._fresh_episodes(), sampler.episodes)
+        if not size or not len(fresh):
+            yield from super()._draws(sampler)
+            return
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        place = {"left_padding": self.left_padding, "right_padding": self.right_padding, "rank": rank, "world": world}
+        # of another seed, or both would draw alike
+        of_play = WindowSampler(self.store, fresh, size, self.length, seed=self.seed + 2**32, **place)
+        for k, draw in zip(count(self.batches_drawn()), super()._draws(sampler)):
+            here = self._order(self.batch_size, rank, k)[-size:]
+            draw.starts[here] = of_play(k)
+            if draw.importance is not None:
+                draw.importance[here] = 1.0
+            yield draw
+
+    def _fresh_episodes(self) -> np.ndarray:
+        firsts = self.store.firsts if isinstance(self.store, Mixture) else [0]
+        ranges = [np.zeros(0, np.int64)]
+        for first, store, version in zip(firsts, self._stores, self.version, strict=True):
+            if version is not None and (fresh := store.side_about(COLUMNS["value"], version).get("fresh")):
+                ranges.append(first + np.arange(*fresh))
+        return np.concatenate(ranges)
 
     def _origin(self) -> dict[str, Any]:
         return super()._origin() | {"fraction": self.fraction, "version": self.version}
-
-
-class Logged(NamedTuple):
-    """What is known of all rows of a data module's stores before any search, N rows.
-
-    Args:
-        policy: (N, A) float32, of the pinned versions, or (1, A) zeros where none is pinned.
-        value: (N,) float32, of the pinned versions or the logged return.
-        known: (N,) bool, false where neither is.
-        step: (N,) int64, of the training that made the version, -1 where there is none.
-    """
-
-    policy: np.ndarray
-    value: np.ndarray
-    known: np.ndarray
-    step: np.ndarray
-
-    @classmethod
-    def of(
-        cls,
-        stores: Sequence[Store],
-        versions: Sequence[str | None],
-        rows: Sequence[int] | np.ndarray,
-        model: MuZero,
-        clip: Callable[[Tensor], Tensor],
-    ) -> "Logged":
-        """Read the pinned versions, and sum up the rewards of each episode.
-
-        Args:
-            stores: in the order in which their rows are numbered.
-            versions: one for each, or None.
-            rows: how many count of each; a store may have grown since.
-            model: that learns.
-            clip: rewards as they are learned from.
-
-        Raises:
-            UserError: a version was made by a model of other actions.
-        """
-        total = int(np.sum(rows))
-        pinned = any(version is not None for version in versions)
-        policy = np.zeros((total if pinned else 1, len(model.actions)), np.float32)
-        value, known, step = np.zeros(total, np.float32), np.zeros(total, bool), np.full(total, -1)
-        end = 0
-        for store, version, n in zip(stores, versions, rows, strict=True):
-            mine, end = slice(end, end + n), end + n
-            rewards = clip(torch.from_numpy(store.column("reward")[:n].astype(np.float32))).numpy()
-            terminated, offsets = store.column("flags")[:n] & 1 != 0, store.offsets
-            value[mine], known[mine] = returns_to_go(rewards, terminated, offsets[offsets <= n], model.gamma)
-            if version is not None:
-                about = store.side_about(COLUMNS["value"], version)
-                if about["actions"] != model.actions:
-                    raise UserError(
-                        f"the targets {version} of {store.path} are over the actions {about['actions']} and the model "
-                        f"takes {model.actions}; search again: worldmodels reanalyse checkpoint=... store={store.path}"
-                    )
-                searched = store.side(COLUMNS["value"], version)[:n]
-                there = ~np.ma.getmaskarray(searched)
-                value[mine][there], known[mine][there], step[mine][there] = searched.data[there], True, about["step"]
-                policy[mine][there] = store.side(COLUMNS["policy"], version).data[:n][there]
-        return cls(policy, value, known, step)
-
-
-def returns_to_go(
-    reward: np.ndarray, terminated: np.ndarray, offsets: np.ndarray, gamma: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Discounted rewards from each row to the end of its episode, and whether the log has that end.
-
-    Args:
-        reward: (N,) float32.
-        terminated: (N,) bool.
-        offsets: (E+1,) first row of each episode, and last the number of rows.
-        gamma: discount.
-
-    Returns:
-        (N,) float32 and (N,) bool.
-    """
-    total, known = np.zeros(len(reward), np.float64), np.zeros(len(reward), bool)
-    first, last = offsets[:-1], offsets[1:] - 1
-    ended = terminated[last]
-    known[:] = np.repeat(ended, offsets[1:] - first)
-    # all episodes at once, from their ends backwards
-    running, row, alive = np.zeros(len(first)), last.copy(), last >= first
-    while alive.any():
-        running[alive] = reward[row[alive]] + gamma * running[alive]
-        total[row[alive]] = running[alive]
-        row -= 1
-        alive &= row >= first
-    return total.astype(np.float32), known
-
-
-def _pinned(store: Store, version: str | None) -> str | None:
-    """The version itself, once it is known to be of this store.
-
-    Raises:
-        UserError: it is not there, or was made of another store or by another kind of model.
-    """
-    if version is None:
-        return None
-    about = store.side_about(COLUMNS["value"], None if version == "newest" else version)
-    if about.get("family") != FAMILY or about.get("store") != store.uuid:
-        raise UserError(
-            f"the targets {version} in {store.path} were made of the store {about.get('store')} by a model of the "
-            f"family {about.get('family')}, and not of {store.uuid} by {FAMILY}; make some: worldmodels reanalyse "
-            f"checkpoint=... store={store.path}"
-        )
-    return about["version"]
-
-
-def about_targets(store: Store, version: str, model: MuZero, **facts: Any) -> Mapping[str, Any]:
-    """What is kept beside the side columns of a version."""
-    return {"family": FAMILY, "store": store.uuid, "version": version, "actions": model.actions, **facts}

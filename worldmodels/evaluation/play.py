@@ -117,15 +117,15 @@ def _round(
 ) -> Iterator[Game | int]:
     """The games of one round as they end, and between them the number of games that took a step."""
     slots, count, t = env.num_envs, len(numbers), 0
-    seeds = np.array([_number(seed, 0, numbers[0] + k) for k in range(slots)])
-    generator = torch.Generator(device).manual_seed(_number(seed, 1, numbers[0]))
+    seeds = np.array([drawn_seed(seed, 0, numbers[0] + k) for k in range(slots)])
+    generator = torch.Generator(device).manual_seed(drawn_seed(seed, 1, numbers[0]))
     legal, state = torch.tensor(sorted(allowed)), policy.start(slots)
     scores, running = np.zeros(slots), np.arange(slots) < count
     seen: dict[int, list[Tensor]] = {k: [] for k, number in enumerate(numbers) if number < films}
     try:
         frames, _ = env.reset(seed=seeds)
         while running.any():
-            observation = _channels_first(frames)
+            observation = channels_first(frames)
             for k, film in seen.items():
                 if running[k] and len(film) < film_steps:
                     film.append(observation[k].clone())
@@ -218,11 +218,12 @@ def frames_of(card: Mapping[str, Any], owner: str) -> dict[str, Any]:
     return {"size": obs["height"], "colour": obs["colour"], **own}
 
 
-def _number(*key: int) -> int:
+def drawn_seed(*key: int) -> int:
+    """A seed below 2**31 that is a function of the key, whole numbers of at least 0."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint32)[0] >> 1)
 
 
-def _channels_first(frames: np.ndarray) -> Tensor:
+def channels_first(frames: np.ndarray) -> Tensor:
     """(N, 1, H, W[, 3]) or (N, H, W, 3) uint8 as (N, C, H, W)."""
     images = torch.from_numpy(np.ascontiguousarray(frames))
     if images.ndim == 5:

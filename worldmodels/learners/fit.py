@@ -9,7 +9,7 @@ import shutil
 import sys
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,12 @@ MAY_DIFFER = ("out", "resume", "compile", "logger", "trainer.max_steps", "learne
 """Settings that a resumed run may change without a word."""
 
 
-def fit(settings: Mapping[str, Any], out: str | Path, weights: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def fit(
+    settings: Mapping[str, Any],
+    out: str | Path,
+    weights: Mapping[str, Any] | None = None,
+    changing: Sequence[str] = (),
+) -> dict[str, Any]:
     """Train what `settings` describe until `trainer.max_steps`, in the folder `out`.
 
     The folder holds config.yaml, last.ckpt, best.ckpt (the best score in validation), logs/, metrics.csv,
@@ -43,6 +48,7 @@ def fit(settings: Mapping[str, Any], out: str | Path, weights: Mapping[str, Any]
         settings: plain data: model (its sizes resolved), data, learner, trainer, callbacks, logger, seed, resume.
         out: folder of the run.
         weights: state_dict that the model begins with; by default it begins at random.
+        changing: settings that a resumed run changes without a word, beside those of `MAY_DIFFER`.
 
     Returns:
         The figures of metrics.json.
@@ -75,7 +81,7 @@ def fit(settings: Mapping[str, Any], out: str | Path, weights: Mapping[str, Any]
             )
         done = read_json(out / "metrics.json") if (out / "metrics.json").exists() else {}
         if done.get("steps", 0) >= max_steps and (out / "best.ckpt").exists():
-            _warn_of_differences(out, settings)
+            _warn_of_differences(out, settings, changing)
             print(f"finished before, at step {done['steps']}; resume=never begins again")
             return done
 
@@ -91,9 +97,9 @@ def fit(settings: Mapping[str, Any], out: str | Path, weights: Mapping[str, Any]
     learner.prepare(data, resumed=stored is not None or checkpoint is not None)
     if stored is not None:
         check_compatible(data.card, stored["card"], f"the run {out}")
-        _warn_of_differences(out, settings)
+        _warn_of_differences(out, settings, changing)
     elif settings["resume"] == "never" and _rank() == 0:
-        _clear(out)
+        clear(out)
     trainer = _trainer(settings, learner.score, out, device)
     if trainer.is_global_zero:
         OmegaConf.save(OmegaConf.create(dict(settings)), out / "config.yaml")
@@ -233,18 +239,19 @@ def _resume_point(out: Path) -> Path | None:
     return newest
 
 
-def _clear(out: Path) -> None:
+def clear(out: Path) -> None:
     """Begin again: drop the earlier run, now that nothing is left that could refuse the new one."""
     names = ("last.ckpt", "best.ckpt", "metrics.json", "wandb_id", "hpc_ckpt_*.ckpt", "logs/version_*/metrics.csv")
     for path in [path for name in names for path in out.glob(name)]:
         path.unlink()
 
 
-def _warn_of_differences(out: Path, settings: Mapping[str, Any]) -> None:
+def _warn_of_differences(out: Path, settings: Mapping[str, Any], changing: Sequence[str]) -> None:
     if not (out / "config.yaml").exists():
         return
     old, new = dotted(OmegaConf.load(out / "config.yaml")), dotted(settings)
-    keys = [k for k in sorted(old | new) if not isinstance((old | new)[k], Mapping) and not k.startswith(MAY_DIFFER)]
+    may = (*MAY_DIFFER, *changing)
+    keys = [k for k in sorted(old | new) if not isinstance((old | new)[k], Mapping) and not k.startswith(may)]
     differ = [f"{k} was {old.get(k)} and is {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
     if differ:
         print(

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from worldmodels.data.disk import atomic
-from worldmodels.data.reanalyse import COLUMNS, about_targets, search_rows
+from worldmodels.data.reanalyse import search_rows
 from worldmodels.data.store import Store
+from worldmodels.data.targets import COLUMNS, about_targets
 from worldmodels.data.transforms import Transform
 from worldmodels.learners.fit import quiet
 from worldmodels.models.muzero import MuZero
@@ -189,7 +190,7 @@ def reanalyse(
         callbacks=[Parts(folder := folder / f"{store.uuid}-{count}-{windows}"), RichProgressBar()],
         default_root_dir=folder,
     )
-    about = about_targets(store, version, model, sealed=count, **facts)
+    about = about_targets(store, version, model.actions, sealed=count, **facts)
     missing = [name for name in COLUMNS if not _there(store, COLUMNS[name], version, about)]
     if not missing:
         return int(store.side(COLUMNS["value"], version).count()) if engine.is_global_zero else 0
