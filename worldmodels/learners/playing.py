@@ -49,7 +49,7 @@ def play_card(card: Mapping[str, Any], rules: Rules, actions: Sequence[int], see
         sticky_prob=rules.sticky_prob,
         noop_max=rules.noop_max,
         time_limit=rules.time_limit,
-        policy={"type": "search", "search": search, "first": "random"},
+        policy={"type": "search", "search": search},
         seed=seed,
         licence="MIT" if own else "made with ale-py (GPL-2.0) and the ROMs that it carries",
         dataset={"env": card["dataset"]["env"]} if own and card["dataset"].get("env") else {},
@@ -122,12 +122,10 @@ class Play:
 
     def _keep(self, first: int, games: list[Recorded], step: int) -> None:
         make_folder(self.parts)
-        policy, value = (np.concatenate([x for x in column]) for column in list(zip(*games, strict=True))[1:])
-        with (
-            disk_errors(self.parts),
-            atomic(self.parts / f"{first:09d}.npz") as tmp,
-            tmp.open("wb") as file,
-        ):
+        _, policy, value = (list(column) for column in zip(*games, strict=True))
+        policy, value = np.concatenate(policy), np.concatenate(value)
+        part = self.parts / f"{first:09d}.npz"
+        with disk_errors(self.parts), atomic(part) as tmp, tmp.open("wb") as file:
             np.savez(file, policy=policy, value=value, step=np.full(len(value), step))
 
     def version(self) -> str:
