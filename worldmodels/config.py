@@ -38,6 +38,8 @@ TRUSTED = ("worldmodels.", "torch.optim.", "torch.nn.", "diffusers.", "lightning
 """Prefixes of `_target_` that may be built: a yaml or a checkpoint from a stranger must not run code."""
 MODELS = ("worldmodels.models.", "worldmodels.nn.")
 """The prefixes that the settings of a checkpoint's model may have."""
+HEADS = {"policy": (("head",), "actor_critic or action_values"), "MuZero": (("value", "reward"), "muzero")}
+"""Of each kind of policy, the settings that are its heads (nn/heads.py), and the models that there are."""
 
 
 def conf_dir() -> Path:
@@ -86,26 +88,30 @@ def build(cfg: Mapping[str, Any], **extra: Any) -> Any:
         raise
 
 
-def build_policy(model: Mapping[str, Any], card: Mapping[str, Any], actions: Sequence[int]) -> Any:
+def build_policy(
+    model: Mapping[str, Any], card: Mapping[str, Any], actions: Sequence[int], kind: str = "policy"
+) -> Any:
     """The policy that `model` describes, for frames as those of the dataset card.
 
     Args:
-        model: settings for `build`, with those of its `head` (nn/heads.py) among them.
+        model: settings for `build`, with those of its heads among them.
         card: of the log that it learns from.
         actions: indices into the 18-action set that it may take.
+        kind: of `HEADS`.
 
     Raises:
-        UserError: the settings build nothing, or the frames are not square.
+        UserError: the settings build nothing or another kind, or the frames are not square.
     """
     settings, obs = dict(model), card["obs"]
     if obs["height"] != obs["width"]:
         raise UserError(
-            f"policies see square frames but the store's are {obs['height']}x{obs['width']}: give data.transform.size"
+            f"a {kind} sees square frames but the store's are {obs['height']}x{obs['width']}: give data.transform.size"
         )
-    if "head" not in settings:
-        raise UserError(f"model {settings.get('_target_')} is no policy; give model=actor_critic or action_values")
-    head = functools.partial(build, settings.pop("head"))
-    return build(settings, image_channels=obs["channels"], image_size=obs["height"], actions=actions, head=head)
+    names, choices = HEADS[kind]
+    if not set(names) <= set(settings):
+        raise UserError(f"model {settings.get('_target_')} is no {kind}; give model={choices}")
+    heads = {name: functools.partial(build, settings.pop(name)) for name in names}
+    return build(settings, image_channels=obs["channels"], image_size=obs["height"], actions=actions, **heads)
 
 
 def only_models(path: str | Path, settings: Any) -> None:

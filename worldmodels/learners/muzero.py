@@ -1,9 +1,8 @@
 """MuZero from logged play: Unplugged by search, one-step improvement, or cloning, all with the same network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +11,16 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from worldmodels.config import build, read_checkpoint
+from worldmodels.config import build, build_policy, read_checkpoint
 from worldmodels.data.reanalyse import AGE, FRESH, LOGGED, SOURCE, ReanalyseDataModule
 from worldmodels.learners.base import Learner, Score
-from worldmodels.learners.policy import Apart, typical_frames
+from worldmodels.learners.policy import Apart, stored_policy, typical_frames
 from worldmodels.learners.world_model import LEAST_PRIORITY, decay_groups
 from worldmodels.models.muzero import MuZero
 from worldmodels.planning.planners import Planner
 from worldmodels.types import Segment, UserError
 
 PLANNERS = "worldmodels.planning.planners."
-
-
-def build_muzero(model: Mapping[str, Any], card: Mapping[str, Any], actions: Sequence[int]) -> MuZero:
-    """The network that `model` describes, for frames as those of the dataset card.
-
-    Args:
-        model: settings for `config.build`, with those of its heads `value` and `reward` (nn/heads.py) among them.
-        card: of the log that it learns from.
-        actions: indices into the 18-action set that it may take.
-
-    Raises:
-        UserError: the settings build nothing, or the frames are not square.
-    """
-    settings, obs = dict(model), card["obs"]
-    if obs["height"] != obs["width"]:
-        raise UserError(
-            f"MuZero sees square frames but the store's are {obs['height']}x{obs['width']}: give data.transform.size"
-        )
-    if not {"value", "reward"} <= set(settings):
-        raise UserError(f"model {settings.get('_target_')} is no MuZero; give model=muzero")
-    heads = {name: partial(build, settings.pop(name)) for name in ("value", "reward")}
-    return build(settings, image_channels=obs["channels"], image_size=obs["height"], actions=actions, **heads)
 
 
 def searching(settings: Mapping[str, Any] | None) -> Planner | None:
@@ -72,7 +49,7 @@ class MuZeroLearner(Learner):
     What is searched has no score that ranks models, so the newest checkpoint counts as the best.
 
     Args:
-        model: as in `build_muzero`.
+        model: as in `config.build_policy`.
         card: dataset card of the log.
         actions: indices into the 18-action set that may be taken.
         search: settings of the search that improves the policy, as conf/planner has them; None: the logged actions are
@@ -121,7 +98,7 @@ class MuZeroLearner(Learner):
             raise UserError(f"learner.actions={actions} must be a list of indices into ALE's 18, such as [0,3,4]")
         if target_every < 1:
             raise UserError(f"learner.target_every={target_every} must be at least 1")
-        self.model = build_muzero(model, card, actions)
+        self.model = build_policy(model, card, actions, "MuZero")
         self.search = searching(search)
         if search is not None and row_noise and not takes_gumbel(search):
             raise UserError(f"{search['_target_']} takes no Gumbel noise: give learner.row_noise=false with it")
@@ -273,11 +250,6 @@ def load_muzero(checkpoint: str | Path) -> tuple[MuZero, dict[str, Any]]:
     given = stored["hyper_parameters"]
     if "search" not in given:
         raise UserError(f"{checkpoint} holds no MuZero; train one with `worldmodels train learner=muzero`")
-    model = build_muzero(given["model"], given["card"], given["actions"])
-    weights = {k.removeprefix("model."): v for k, v in stored["state_dict"].items() if k.startswith("model.")}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"the weights in {checkpoint} do not fit the model it describes; train again") from error
     transform = stored.get(ReanalyseDataModule.__qualname__, {}).get("transform", {})
-    return model.eval().requires_grad_(False), given | {"global_step": stored["global_step"], "transform": transform}
+    model = stored_policy(checkpoint, stored, "MuZero")
+    return model, given | {"global_step": stored["global_step"], "transform": transform}

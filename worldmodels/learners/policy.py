@@ -1,5 +1,6 @@
 """What all learners of policies share: building and loading a policy, which rows of a log count, and the optimiser."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,13 +33,28 @@ def load_policy(checkpoint: str | Path) -> tuple[RecurrentPolicy, dict[str, Any]
         raise UserError(
             f"{checkpoint} holds a world model and no policy; train one with `worldmodels train learner=...`"
         )
-    policy = build_policy(given["model"], given["card"], given["actions"])
+    return stored_policy(checkpoint, stored, "policy"), given["card"]
+
+
+def stored_policy(checkpoint: str | Path, stored: Mapping[str, Any], kind: str) -> Any:
+    """The policy of a checkpoint that was read, in evaluation mode.
+
+    Args:
+        checkpoint: where it was read.
+        stored: what was read.
+        kind: of `config.HEADS`.
+
+    Raises:
+        UserError: it is of another kind, or its weights do not belong to its settings.
+    """
+    given = stored["hyper_parameters"]
+    policy = build_policy(given["model"], given["card"], given["actions"], kind)
     weights = {k.removeprefix("model."): v for k, v in stored["state_dict"].items() if k.startswith("model.")}
     try:
         policy.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"the weights in {checkpoint} do not fit the policy it describes; train again") from error
-    return policy.eval().requires_grad_(False), given["card"]
+        raise UserError(f"the weights in {checkpoint} do not fit the {kind} it describes; train again") from error
+    return policy.eval().requires_grad_(False)
 
 
 def typical_frames(store: Any) -> Tensor:
