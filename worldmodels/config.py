@@ -183,6 +183,12 @@ def read_tensors(path: Path, hint: str = "make one with `worldmodels train exper
         ) from error
 
 
+def trained_transform(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the frames that a checkpoint learned from, as data/transforms.py has it; none where it does not tell."""
+    data = ("StoreDataModule", "ReanalyseDataModule")
+    return next((stored[name]["transform"] for name in data if "transform" in stored.get(name, {})), {})
+
+
 def load_learner(checkpoint: str | Path) -> Any:
     """The learner of a world model's checkpoint with its averaged weights, in evaluation mode, on the CPU.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from tests.conformance import check_policy
 from tests.conftest import QUICK
@@ -18,6 +19,8 @@ from worldmodels.data.targets import COLUMNS
 from worldmodels.learners.acting import muzero_policy
 from worldmodels.learners.muzero import load_muzero, searching
 from worldmodels.learners.reanalysing import reanalyse
+from worldmodels.portable.folder import _digest, load_model
+from worldmodels.types import UserError
 
 RUN = Callable[..., tuple[int, str, str]]
 BALLS = {"balls": 4, "at_most": 0.6}
@@ -113,6 +116,42 @@ def test_a_bulk_search_sees_frames_as_training_did(ok: Callable[..., str], log: 
     ok("train", *settings, "trainer.max_steps=2")
     ok("reanalyse", f"checkpoint={out / 'best.ckpt'}", f"store={log}", f"out={tmp_path}", "trainer.accelerator=cpu")
     assert json.loads((tmp_path / "metrics.json").read_text())["rows"] == Store.open(log).offsets[-1]
+
+
+@pytest.mark.parametrize("learner", ["muzero", "muzero_cloning"])
+def test_a_portable_folder_is_the_checkpoint(ok: Callable[..., str], log: Path, tmp_path: Path, learner: str) -> None:
+    """To the bit, in what it plays and searches, with frames as training saw them; and its card tells what it is."""
+    out, folder = tmp_path / "run", tmp_path / "folder"
+    fast = [setting for setting in FAST if learner == "muzero" or "search" not in setting]
+    settings = ["experiment=catch_muzero", f"learner={learner}", f"store={log}", f"out={out}", *fast]
+    ok("train", *settings, "trainer.max_steps=3", "data.transform.size=40")
+    ok("export-model", f"checkpoint={out / 'best.ckpt'}", f"out={folder}", "licence=mit")
+    ok("export-model", f"checkpoint={folder}", f"out={tmp_path / 'again'}")
+    (model, given), (other, told) = load_muzero(out / "best.ckpt"), load_muzero(folder)
+    same(model.state_dict(), other.state_dict(), "weights")
+    same(model.state_dict(), load_model(tmp_path / "again")[0].state_dict(), "weights")
+    assert {name: given[name] for name in told} == told and told["global_step"] == 3
+    about = json.loads((folder / "model.json").read_text())
+    assert (about["kind"], about["actions"]["legal"]) == ("MuZero", model.actions)
+    card = ModelCard((folder / "README.md").read_text())
+    assert (card.data.pipeline_tag, "muzero" in card.data.tags) == ("reinforcement-learning", True)
+    assert f"checkpoint_step: {about['run']['checkpoint_step']}" in card.text
+    found = []
+    for name, checkpoint in {"run": out / "best.ckpt", "folder": folder}.items():
+        place = [f"checkpoint={checkpoint}", "game=catch", "protocol=store", "episodes=2", "films=0"]
+        ok("evaluate", *place, f"out={tmp_path / 'played' / name}")
+        lines = (tmp_path / "played" / name / "results.jsonl").read_text().splitlines()
+        played = [{k: json.loads(line)[k] for k in ("episode", "return", "length")} for line in lines]
+        bulk = [f"checkpoint={checkpoint}", f"store={log}", f"version={learner}-{name}", "trainer.accelerator=cpu"]
+        ok("reanalyse", *bulk, f"out={tmp_path / 'searched' / name}")
+        columns = [Store.open(log).side(column, f"{learner}-{name}").tobytes() for column in COLUMNS.values()]
+        found.append((played, columns))
+    assert found[0] == found[1]
+    about["run"]["learner"].pop("search")
+    about["sha256"] = _digest(about)
+    (folder / "model.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="lacks search in its run"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("recurrent", [False, True])

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from worldmodels.config import load_learner, plain, read_checkpoint
+from worldmodels.config import load_learner, plain, read_checkpoint, trained_transform
 from worldmodels.data.disk import make_folder, write_json
 
 FILES = ("checkpoint", "baseline", "lpips", "fvd")
@@ -49,7 +49,7 @@ def open_data(cfg: DictConfig) -> Any:
     from worldmodels.data.mixing import open_stores
     from worldmodels.data.transforms import Transform
 
-    trained = read_checkpoint(cfg.checkpoint).get("StoreDataModule", {}).get("transform", {})
+    trained = trained_transform(read_checkpoint(cfg.checkpoint))
     for name in ("size", "colour"):
         if cfg.data.transform[name] is None:
             cfg.data.transform[name] = trained.get(name)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from worldmodels.config import build, build_policy, read_checkpoint
+from worldmodels.config import build, build_policy, read_checkpoint, trained_transform
 from worldmodels.data.reanalyse import AGE, FRESH, LOGGED, SOURCE, ReanalyseDataModule
 from worldmodels.learners.base import Learner, Score
 from worldmodels.learners.policy import Apart, stored_policy, typical_frames
@@ -250,6 +250,5 @@ def load_muzero(checkpoint: str | Path) -> tuple[MuZero, dict[str, Any]]:
     given = stored["hyper_parameters"]
     if "search" not in given:
         raise UserError(f"{checkpoint} holds no MuZero; train one with `worldmodels train learner=muzero`")
-    transform = stored.get(ReanalyseDataModule.__qualname__, {}).get("transform", {})
-    model = stored_policy(checkpoint, stored, "MuZero")
-    return model, given | {"global_step": stored["global_step"], "transform": transform}
+    model, told = stored_policy(checkpoint, stored, "MuZero"), {"transform": trained_transform(stored)}
+    return model, given | told | {"global_step": stored["global_step"]}

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from worldmodels.config import plain, read_checkpoint
+from worldmodels.config import plain, read_checkpoint, trained_transform
 from worldmodels.data.disk import read_json
 from worldmodels.data.mixing import check_fits, open_stores
 from worldmodels.data.transforms import Transform
@@ -44,7 +44,7 @@ def export_model(
     """
     path = Path(checkpoint)
     stored = read_checkpoint(path)
-    given, transform = stored["hyper_parameters"], stored.get("StoreDataModule", {}).get("transform", {})
+    given, transform = stored["hyper_parameters"], trained_transform(stored)
     if not given.get("card"):
         raise UserError(f"{path} does not say what play it learned from, without which it is of no use to others")
     if (starts > 0) != (store is not None):

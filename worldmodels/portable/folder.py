@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from worldmodels import __version__
-from worldmodels.config import build, build_policy, only_models
+from worldmodels.config import HEADS, build, build_policy, only_models
 from worldmodels.data.card import card_digest, validate_card
 from worldmodels.data.disk import atomic, disk_errors, make_folder, on_disk, read_json, write_json
 from worldmodels.portable.readme import readme
@@ -32,9 +32,11 @@ ABOUT, WEIGHTS, STARTS, README = "model.json", "model.safetensors", "starts.safe
 FILES = (ABOUT, WEIGHTS, STARTS, README)
 FORMAT, VERSION = "worldmodels model", 1
 NEEDED = dict.fromkeys(("kind", "sha256"), str) | dict.fromkeys(
-    ("model", "actions", "card", "transform", "files"), dict
+    ("model", "actions", "card", "transform", "files", "run"), dict
 )
-KINDS = ("world model", "policy")
+KINDS = ("world model", *HEADS)
+SEARCH = ("search", "row_noise", "target_every", "clip_rewards")
+"""What the run of a MuZero must tell of its learner: how it acts, and how play is searched again with it."""
 
 About = dict[str, Any]
 
@@ -53,10 +55,13 @@ class Portable(NamedTuple):
     def checkpoint(self) -> dict[str, Any]:
         """The same as `config.read_checkpoint` gives it of a Lightning checkpoint, and `about` beside it."""
         given = {"model": self.about["model"], "card": self.about["card"]}
-        if self.about["kind"] == "policy":
+        if self.about["kind"] in HEADS:
             given["actions"] = self.about["actions"]["legal"]
+        if self.about["kind"] == "MuZero":
+            given |= {name: self.about["run"]["learner"][name] for name in SEARCH}
         return {
             "hyper_parameters": given,
+            "global_step": self.about["run"].get("checkpoint_step"),
             "state_dict": {f"model.{name}": value for name, value in self.weights.items()},
             "StoreDataModule": {"transform": self.about["transform"]},
             "about": self.about,
@@ -75,10 +80,10 @@ def describe(
     """What model.json says of a model; the hashes are added when it is written.
 
     Args:
-        model: settings for `config.build`, or of a policy for `config.build_policy`.
+        model: settings for `config.build`, or of a policy or a MuZero for `config.build_policy`.
         card: dataset card of the log that it learned from.
-        actions: of a policy, the indices into the 18-action set that it may take; None for a world model.
-        run: what its training recorded.
+        actions: of a policy or a MuZero, the indices into the 18-action set that it may take; None for a world model.
+        run: what its training recorded; that of a MuZero has a `search` among the settings of its `learner`.
         source: where the weights were before.
         transform: of frames, with which the log was read (data/transforms.py).
         licence: of the weights, by the hub's name for it.
@@ -88,11 +93,12 @@ def describe(
         "max_pool": card["obs"]["max_pool"],
         "reward_clipped": card["reward"]["clipped"],
     }
+    kind = "world model" if actions is None else "MuZero" if "search" in (run or {}).get("learner", {}) else "policy"
     about = {
         "format": FORMAT,
         "version": VERSION,
         "written_by": f"worldmodels {__version__}",
-        "kind": KINDS[actions is not None],
+        "kind": kind,
         "model": dict(model),
         "actions": {"vocabulary": ACTIONS, "legal": list(card["action_set"] if actions is None else actions)},
         "card": dict(card),
@@ -205,7 +211,10 @@ def read_about(folder: Path) -> About:
     if not {WEIGHTS} <= set(about["files"]) <= set(FILES):
         raise UserError(f"{path} names the files {sorted(about['files'])}, where {WEIGHTS} and {STARTS} may be")
     if about["kind"] not in KINDS:
-        raise UserError(f"{path} is of a {about['kind']}, which is neither a {' nor a '.join(KINDS)}")
+        raise UserError(f"{path} is of a {about['kind']}, which is none of {', '.join(KINDS)}")
+    told = {**about["run"], **(about["run"].get("learner") or {})}
+    if about["kind"] == "MuZero" and (missing := [name for name in (*SEARCH, "checkpoint_step") if name not in told]):
+        raise UserError(f"{path} lacks {missing[0]} in its run, without which nothing is searched; export it again")
     if about["actions"].get("vocabulary") != ACTIONS:
         raise UserError(f"{path} has another action vocabulary than ALE's {len(ACTIONS)} actions, the only one known")
     only_models(path, about["model"])
@@ -249,7 +258,7 @@ def read_starts(folder: str | Path) -> Segment:
 
 
 def load_model(folder: str | Path) -> tuple[nn.Module, About]:
-    """The world model or policy of a folder, in evaluation mode on the CPU, and what is told of it; no Lightning.
+    """The network of a folder, in evaluation mode on the CPU, and what is told of it; no Lightning.
 
     Raises:
         UserError: as `read_model`, or the weights do not fit the network that is described.
@@ -264,8 +273,8 @@ def rebuild(about: About, weights: Mapping[str, Tensor], where: object) -> nn.Mo
     Raises:
         UserError: the weights do not fit, with `where` they come from.
     """
-    if about["kind"] == "policy":
-        model = build_policy(about["model"], about["card"], about["actions"]["legal"])
+    if about["kind"] in HEADS:
+        model = build_policy(about["model"], about["card"], about["actions"]["legal"], about["kind"])
     else:
         model = build(about["model"])
     try:

@@ -18,9 +18,11 @@ def readme(about: Mapping[str, Any]) -> str:
     name = about["model"]["_target_"].rpartition(".")[2]
     legal = ", ".join(about["actions"]["vocabulary"][a] for a in about["actions"]["legal"])
     obs = card["obs"]
+    play = f"worldmodels evaluate checkpoint=FOLDER game={games[0]} protocol=store out=runs/scored"
     use = {
         "world model": "worldmodels imagine checkpoint=FOLDER store=STORE out=runs/dreams",
-        "policy": f"worldmodels evaluate checkpoint=FOLDER game={games[0]} protocol=store out=runs/scored",
+        "policy": play,
+        "MuZero": f"{play}\nworldmodels reanalyse checkpoint=FOLDER store=STORE out=runs/targets",
     }
     lines = [
         "---",
@@ -54,9 +56,9 @@ def _front(about: Mapping[str, Any], games: list[str]) -> dict[str, Any]:
     front: dict[str, Any] = {"library_name": "worldmodels"}
     if about["licence"]:
         front["license"] = about["licence"]
-    if about["kind"] == "policy":
+    if about["kind"] != "world model":
         front["pipeline_tag"] = "reinforcement-learning"
-    return front | {"tags": ["world-models", "reinforcement-learning", about["kind"].replace(" ", "-"), *games]}
+    return front | {"tags": ["world-models", "reinforcement-learning", about["kind"].lower().replace(" ", "-"), *games]}
 
 
 def _section(title: str, facts: Mapping[str, Any], end: str = "") -> Iterator[str]:
