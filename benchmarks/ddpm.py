@@ -24,7 +24,7 @@ from worldmodels.evaluation.frames import psnr, squared_error
 from worldmodels.evaluation.pictures import Curve, plot, strip
 from worldmodels.evaluation.rollouts import open_loop, window_starts
 from worldmodels.evaluation.stats import plain
-from worldmodels.learners.world_model import decay_groups
+from worldmodels.learners.base import decay_groups
 from worldmodels.models.denoiser import FRAME_STD, Denoiser, DenoiserNetwork, to_float, to_uint8
 from worldmodels.ops.edm import karras_sigmas, sample
 from worldmodels.types import Metrics, Segment

@@ -29,7 +29,7 @@ from worldmodels.data.store import Store
 from worldmodels.evaluation.frames import changed_pixels, psnr, squared_error
 from worldmodels.evaluation.pictures import strip
 from worldmodels.evaluation.rollouts import median_frame, open_loop, window_starts
-from worldmodels.learners.world_model import decay_groups
+from worldmodels.learners.base import decay_groups
 from worldmodels.models.diffusion import DiffusionWorldModel
 from worldmodels.types import Episode, Segment
 

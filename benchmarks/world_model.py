@@ -25,7 +25,7 @@ from benchmarks import reference
 from benchmarks.results import publish
 from worldmodels import hardware
 from worldmodels.data.sources.atari_play import atari_play
-from worldmodels.learners.world_model import decay_groups
+from worldmodels.learners.base import decay_groups
 from worldmodels.models.denoiser import to_float
 from worldmodels.models.diffusion import DiffusionWorldModel
 from worldmodels.types import Segment

@@ -1,15 +1,17 @@
-"""What every learner has: a score that chooses its best checkpoint, noise by batch, and a learning rate by step."""
+"""What every learner has: a score that chooses its best checkpoint, noise by batch, its optimiser and its means."""
 
 from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from worldmodels.types import UserError
 
 SCHEDULES = ("constant", "cosine", "linear")
+NOT_DECAYED = (nn.Embedding, nn.GroupNorm, nn.LayerNorm)
 LOOK_EVERY = {"cpu": 1}  # batches between two looks at their losses; 50 on a device that would be waited for
 
 
@@ -30,7 +32,10 @@ class Score(NamedTuple):
 
 
 class Learner(L.LightningModule):
-    """Trains `self.model`, and has `seed`, `warmup`, `schedule` and `max_steps` among its settings.
+    """AdamW over `self.model`.
+
+    Settings of all are `lr`, `weight_decay` and `eps` of the optimiser; `clip`, the greatest gradient norm; `warmup`,
+    `schedule` and `max_steps` of the learning rate; and `seed`.
 
     Whether losses are finite is looked at in every batch on a CPU, before it touches the weights. Elsewhere the first
     bad one is noted on the device and looked for every 50 batches, and before any checkpoint is written, which is then
@@ -41,10 +46,17 @@ class Learner(L.LightningModule):
     model: Any
     _bad: tuple[Tensor, Tensor] | None = None  # number and loss of the first bad batch, -1 while there is none
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.means: Any = nn.ModuleDict()
+
     def check_settings(self) -> None:
-        """Refuse an unknown schedule; for after `save_hyperparameters`."""
+        """Refuse an unknown schedule, and actions that are no list of them; for after `save_hyperparameters`."""
         if (schedule := self.hparams["schedule"]) not in SCHEDULES:
             raise UserError(f"learner.schedule={schedule} is unknown; choose one of {', '.join(SCHEDULES)}")
+        actions = self.hparams.get("actions", [])
+        if not isinstance(actions, list | tuple) or any(type(action) is not int for action in actions):
+            raise UserError(f"learner.actions={actions} must be a list of indices into ALE's 18, such as [0,3,4]")
 
     def prepare(self, data: Any, resumed: bool) -> None:
         """Called before training with the data module: refuses data that do not fit, and begins where settings say.
@@ -121,8 +133,45 @@ class Learner(L.LightningModule):
                 "before: go on with trainer.precision=32-true, or begin again with resume=never and a lower learner.lr"
             )
 
+    def gather(self, name: str, values: Tensor, weights: Tensor | float = 1.0) -> None:
+        """Add to the mean of a figure of this validation, which is the same however windows are cut into batches."""
+        if name not in self.means:
+            self.means[name] = MeanMetric().to(self.device)
+        self.means[name].update(values.float(), weights)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means."""
+        for name, metric in self.means.items():
+            self.log(f"val/{name}", metric.compute(), sync_dist=True)
+            metric.reset()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser gets."""
+        return [g | {"lr": self.hparams["lr"]} for g in decay_groups(self.model, self.hparams["weight_decay"])]
+
+    def configure_optimizers(self) -> Any:
+        """One AdamW, and the schedule by step."""
+        optimizer = torch.optim.AdamW(self.parameter_groups(), eps=self.hparams["eps"], fused=True)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip the norm of the whole gradient, and log it."""
+        self.log("train/grad_norm", nn.utils.clip_grad_norm_(self.model.parameters(), self.hparams["clip"]))
+
     def _lr_factor(self, step: int) -> float:
         rise = min(1.0, (step + 1) / max(1, self.hparams["warmup"]))
         left = 1 - min(1.0, step / self.hparams["max_steps"])
         fall = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - np.cos(np.pi * left))}
         return rise * float(fall[self.hparams["schedule"]])
+
+
+def decay_groups(component: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups for an optimizer: matrices and kernels with weight decay, and biases, norms and embeddings without."""
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for module in component.modules():
+        for parameter in module.parameters(recurse=False):
+            whole = parameter.ndim < 2 or isinstance(module, NOT_DECAYED)
+            (free if whole else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

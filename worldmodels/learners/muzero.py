@@ -6,16 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torch import Tensor
 
 from worldmodels.config import build, build_policy, read_checkpoint, trained_transform
 from worldmodels.data.reanalyse import AGE, FRESH, LOGGED, SOURCE, ReanalyseDataModule
 from worldmodels.learners.base import Learner, Score
-from worldmodels.learners.policy import Apart, stored_policy, typical_frames
-from worldmodels.learners.world_model import LEAST_PRIORITY, decay_groups
+from worldmodels.learners.policy import Apart, check_logged, stored_policy, typical_frames
+from worldmodels.learners.world_model import LEAST_PRIORITY
 from worldmodels.models.muzero import MuZero
 from worldmodels.planning.planners import Planner
 from worldmodels.types import Segment, UserError
@@ -94,15 +92,12 @@ class MuZeroLearner(Learner):
         super().__init__()
         self.save_hyperparameters()
         self.check_settings()
-        if not isinstance(actions, list | tuple) or any(type(action) is not int for action in actions):
-            raise UserError(f"learner.actions={actions} must be a list of indices into ALE's 18, such as [0,3,4]")
         if target_every < 1:
             raise UserError(f"learner.target_every={target_every} must be at least 1")
         self.model = build_policy(model, card, actions, "MuZero")
         self.search = searching(search)
         if search is not None and row_noise and not takes_gumbel(search):
             raise UserError(f"{search['_target_']} takes no Gumbel noise: give learner.row_noise=false with it")
-        self.means: Any = nn.ModuleDict()
         self._target: Apart | None = None
         self._stored: dict[str, Tensor] | None = None  # of a checkpoint, until the target network is made
 
@@ -152,9 +147,7 @@ class MuZeroLearner(Learner):
                 f"data.left_padding={data.left_padding} must be at least {self.model.frames - 1}, one less than "
                 "model.frames, or nothing is learned of how episodes begin"
             )
-        logged = np.unique(data.store.column("action")).tolist()
-        if not set(logged) & set(self.model.actions):
-            raise UserError(f"learner.actions={self.model.actions} are none of the log's, which holds {logged}")
+        check_logged(self.model.actions, data.store)
         for about in data.versions():
             for name, own in (("gamma", self.model.gamma), ("clip_rewards", self.hparams["clip_rewards"])):
                 if about.get(name, own) != own:
@@ -211,31 +204,15 @@ class MuZeroLearner(Learner):
         _, metrics = self.model.loss(self._clipped(segment), torch.Generator(self.device).manual_seed(batch_idx))
         for name, value in metrics.items():
             if name != "window_loss":
-                if name not in self.means:
-                    self.means[name] = MeanMetric().to(self.device)
-                self.means[name].update(value.float())
+                self.gather(name, value)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means, and the step as the score."""
-        for name, metric in self.means.items():
-            self.log(f"val/{name}", metric.compute(), sync_dist=True)
-            metric.reset()
+        super().on_validation_epoch_end()
         self.log("val/newest", float(self.global_step))
 
     def _clipped(self, segment: Segment) -> Segment:
         return replace(segment, reward=self.clip(segment.reward))
-
-    def configure_optimizers(self) -> Any:
-        """One AdamW, and the schedule by step."""
-        hp = self.hparams
-        groups = decay_groups(self.model, hp["weight_decay"])
-        optimizer = torch.optim.AdamW(groups, lr=hp["lr"], eps=hp["eps"], fused=True)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip the norm of the whole gradient, and log it."""
-        self.log("train/grad_norm", nn.utils.clip_grad_norm_(self.model.parameters(), self.hparams["clip"]))
 
 
 def load_muzero(checkpoint: str | Path) -> tuple[MuZero, dict[str, Any]]:

@@ -1,19 +1,17 @@
-"""What all learners of policies share: building and loading a policy, which rows of a log count, and the optimiser."""
+"""What all learners of policies share: loading a policy, which rows of a log count, and what they may learn from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torch import Tensor
 
 from worldmodels.config import build_policy, read_checkpoint
 from worldmodels.data.sampling import even_windows
 from worldmodels.learners.base import Learner
-from worldmodels.learners.world_model import decay_groups
 from worldmodels.models.actor_critic import RecurrentPolicy
 from worldmodels.types import Segment, UserError
 
@@ -63,6 +61,17 @@ def typical_frames(store: Any) -> Tensor:
     return store.read(starts, 1).obs[:, 0]
 
 
+def check_logged(actions: Sequence[int], store: Any) -> None:
+    """Refuse actions of which the log holds none.
+
+    Raises:
+        UserError: there is none.
+    """
+    logged = np.unique(store.column("action")).tolist()
+    if not set(logged) & set(actions):
+        raise UserError(f"learner.actions={list(actions)} are none of the log's, which holds {logged}")
+
+
 class Apart:
     """Keeps a module out of the learner's own, so that no average, no optimiser and no checkpoint takes it along."""
 
@@ -93,13 +102,11 @@ def rows_of(segment: Segment) -> Rows:
 
 
 class PolicyLearner(Learner):
-    """AdamW over a policy. A subclass has the loss, saves plain settings that rebuild it, and calls `ready`.
+    """Trains a policy. A subclass has the loss, saves plain settings that rebuild it, and calls `ready`.
 
-    Their common settings are `model` and `card` and `actions` as in `build_policy`; `lr`, `weight_decay`, `eps`,
-    `clip` (greatest gradient norm), `warmup`, `schedule` and `max_steps` of the optimiser; `gamma`, the discount;
-    `clip_rewards`, to learn from the sign of rewards; `life_loss_ends`, to learn that a lost life ends a return, as
-    termination does; `burn_in`, rows at the start of a window that only fill the
-    memory; `seed`.
+    Their common settings, beside those of all learners, are `model` and `card` and `actions` as in `build_policy`;
+    `gamma`, the discount; `clip_rewards`, to learn from the sign of rewards; `life_loss_ends`, to learn that a lost
+    life ends a return, as termination does; `burn_in`, rows at the start of a window that only fill the memory.
     """
 
     def ready(self) -> None:
@@ -115,10 +122,7 @@ class PolicyLearner(Learner):
             raise UserError(f"learner.least_ahead={least} must be a number of points, or null for all rows")
         if type(hp["life_loss_ends"]) is not bool:
             raise UserError(f"learner.life_loss_ends={hp['life_loss_ends']} must be true or false")
-        if not isinstance(hp["actions"], list | tuple) or any(type(action) is not int for action in hp["actions"]):
-            raise UserError(f"learner.actions={hp['actions']} must be a list of indices into ALE's 18, such as [0,3,4]")
         self.model = build_policy(hp["model"], hp["card"], hp["actions"])
-        self.means: Any = nn.ModuleDict()
 
     def prepare(self, data: Any, resumed: bool) -> None:
         """Refuse windows that are all burn-in and actions that nobody took; show the encoder the log's frames."""
@@ -130,9 +134,7 @@ class PolicyLearner(Learner):
             )
         if self.hparams.get("least_ahead") is not None and data.outcomes is None:
             raise UserError("learner.least_ahead needs to be told over how many steps: give data.ahead=N")
-        logged = np.unique(data.store.column("action")).tolist()
-        if not set(logged) & set(self.hparams["actions"]):
-            raise UserError(f"learner.actions={self.hparams['actions']} are none of the log's, which holds {logged}")
+        check_logged(self.hparams["actions"], data.store)
         if not resumed:
             self.model.encoder.know(typical_frames(data.store))
 
@@ -145,27 +147,3 @@ class PolicyLearner(Learner):
     def reward(self, reward: Tensor) -> Tensor:
         """Rewards as they are learned from."""
         return reward.sign() if self.hparams["clip_rewards"] else reward
-
-    def gather(self, name: str, values: Tensor, weights: Tensor | float = 1.0) -> None:
-        """Add to the mean of a figure of this validation, which is the same however windows are cut into batches."""
-        if name not in self.means:
-            self.means[name] = MeanMetric().to(self.device)
-        self.means[name].update(values.float(), weights)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the means."""
-        for name, metric in self.means.items():
-            self.log(f"val/{name}", metric.compute(), sync_dist=True)
-            metric.reset()
-
-    def configure_optimizers(self) -> Any:
-        """One AdamW, and the schedule by step."""
-        hp = self.hparams
-        groups = decay_groups(self.model, hp["weight_decay"])
-        optimizer = torch.optim.AdamW(groups, lr=hp["lr"], eps=hp["eps"], fused=True)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip the norm of the whole gradient, and log it."""
-        self.log("train/grad_norm", nn.utils.clip_grad_norm_(self.model.parameters(), self.hparams["clip"]))

@@ -9,11 +9,10 @@ from torchmetrics import MeanMetric
 from worldmodels.config import build
 from worldmodels.evaluation.frames import changed_pixels
 from worldmodels.imagination import LoggedActions, imagine
-from worldmodels.learners.base import Learner, Score
+from worldmodels.learners.base import Learner, Score, decay_groups
 from worldmodels.types import Segment, UserError
 
 LEAST_PRIORITY = 1e-3  # a window with a perfect prediction is still drawn now and then
-NOT_DECAYED = (nn.Embedding, nn.GroupNorm, nn.LayerNorm)
 
 
 class WorldModelLearner(Learner):
@@ -115,17 +114,15 @@ class WorldModelLearner(Learner):
         for metric in self.squared_error:
             metric.reset()
 
-    def configure_optimizers(self) -> Any:
-        """One AdamW with two groups a component, and the schedule by step."""
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Two a component."""
         hp = self.hparams
         groups = []
         for name, component in self.model.components().items():
             lr = hp["lr"][name] if isinstance(hp["lr"], dict) else hp["lr"]
             for group, label in zip(decay_groups(component, hp["weight_decay"]), ("", ", not decayed"), strict=True):
-                groups.append(group | {"lr": lr, "name": f"{name}{label}"})
-        optimizer = torch.optim.AdamW(groups, betas=tuple(hp["betas"]), eps=hp["eps"], fused=True)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+                groups.append(group | {"lr": lr, "betas": tuple(hp["betas"]), "name": f"{name}{label}"})
+        return groups
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip each component's gradient norm on its own, and log it."""
@@ -133,14 +130,3 @@ class WorldModelLearner(Learner):
         for name, component in self.model.components().items():
             norm = nn.utils.clip_grad_norm_(component.parameters(), clip.get(name, float("inf")))
             self.log(f"train/grad_norm_{name}", norm)
-
-
-def decay_groups(component: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: matrices and kernels with weight decay, and biases, norms and embeddings without."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for module in component.modules():
-        for parameter in module.parameters(recurse=False):
-            whole = parameter.ndim < 2 or isinstance(module, NOT_DECAYED)
-            (free if whole else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
