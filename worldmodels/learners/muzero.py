@@ -1,7 +1,6 @@
 """MuZero from logged play: Unplugged by search, one-step improvement, or cloning, all with the same network."""
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from torch import Tensor
 
 from worldmodels.config import build, build_policy, read_checkpoint, trained_transform
 from worldmodels.data.reanalyse import AGE, FRESH, LOGGED, SOURCE, ReanalyseDataModule
-from worldmodels.learners.base import Learner, Score
-from worldmodels.learners.policy import Apart, check_logged, stored_policy, typical_frames
+from worldmodels.learners.base import Score
+from worldmodels.learners.policy import Targeted, check_logged, stored_policy, typical_frames
 from worldmodels.learners.world_model import LEAST_PRIORITY
 from worldmodels.models.muzero import MuZero
 from worldmodels.planning.planners import Planner
@@ -41,7 +40,7 @@ def takes_gumbel(settings: Mapping[str, Any] | None) -> bool:
     return settings is not None and str(settings["_target_"]).endswith((".gumbel", ".one_step"))
 
 
-class MuZeroLearner(Learner):
+class MuZeroLearner(Targeted):
     """AdamW over the model's own loss, towards targets that a target network searches; see `data.reanalyse`.
 
     What is searched has no score that ranks models, so the newest checkpoint counts as the best.
@@ -98,16 +97,8 @@ class MuZeroLearner(Learner):
         self.search = searching(search)
         if search is not None and row_noise and not takes_gumbel(search):
             raise UserError(f"{search['_target_']} takes no Gumbel noise: give learner.row_noise=false with it")
-        self._target: Apart | None = None
-        self._stored: dict[str, Tensor] | None = None  # of a checkpoint, until the target network is made
 
-    # What `data.reanalyse` asks for
-
-    @property
-    def target(self) -> Apart:
-        """The network that searches."""
-        assert self._target is not None, "made when training begins"
-        return self._target
+    # What `data.reanalyse` asks for, beside the target network
 
     @property
     def target_step(self) -> int:
@@ -158,23 +149,6 @@ class MuZeroLearner(Learner):
         if not resumed:
             self.model.know(typical_frames(data.store))
 
-    def on_fit_start(self) -> None:
-        """Make the target network, as the checkpoint has it or equal to the model."""
-        target = deepcopy(self.model)
-        if self._stored is not None:
-            target.load_state_dict(self._stored)
-        self._target, self._stored = Apart(target), None
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the target network's weights, without which a resumed run would be another."""
-        super().on_save_checkpoint(checkpoint)
-        if self._target is not None:
-            checkpoint["target"] = self._target.module.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep them until training begins."""
-        self._stored = checkpoint.get("target")
-
     def training_step(self, segment: Segment, batch_idx: int) -> Tensor:
         """The model's loss, with how old its targets were."""
         loss, metrics = self.model.loss(self._clipped(segment), self.noise())
@@ -197,7 +171,7 @@ class MuZeroLearner(Learner):
         """Renew the target network when it is time: before the callbacks, whose checkpoint is to have the new one."""
         super().optimizer_step(*arguments, **settings)
         if (self.global_step + 1) % self.hparams["target_every"] == 0:  # the step is not counted yet
-            self.target.module.load_state_dict(self.model.state_dict())
+            self.renew_target()
 
     def validation_step(self, segment: Segment, batch_idx: int) -> None:
         """The losses of held-out play, whose policy is the logged one."""

@@ -1,19 +1,18 @@
 """Q-learning from logs alone, with any head: the offline setting of Farebrother et al. 2024 ("Stop Regressing")."""
 
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from worldmodels.learners.base import Score
-from worldmodels.learners.policy import Apart, PolicyLearner, rows_of
+from worldmodels.learners.policy import PolicyLearner, Targeted, rows_of
 from worldmodels.models.actor_critic import ActionValues
 from worldmodels.ops.returns import n_step
 from worldmodels.types import Metrics, Segment, UserError
 
 
-class OfflineQLearner(PolicyLearner):
+class OfflineQLearner(Targeted, PolicyLearner):
     """Double Q-learning over n steps with a target network, and a conservative term that keeps to the logged actions.
 
     Sources: van Hasselt et al. 2016; Kumar et al. 2020 (CQL), the term log sum_a exp Q(s, a) - Q(s, logged action).
@@ -77,31 +76,11 @@ class OfflineQLearner(PolicyLearner):
                 f"conservative={conservative} at least 0"
             )
         self.ready()
-        self.target: Apart | None = None
-        self._stored: dict[str, Tensor] | None = None  # of a checkpoint, until the target network is made
-
-    def on_fit_start(self) -> None:
-        """Make the target network, as the checkpoint has it or equal to the policy."""
-        target = deepcopy(self.model)
-        if self._stored is not None:
-            target.load_state_dict(self._stored)
-        self.target, self._stored = Apart(target), None
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the target network's weights, without which a resumed run would be another."""
-        super().on_save_checkpoint(checkpoint)
-        if self.target is not None:
-            checkpoint["target"] = self.target.module.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep them until training begins."""
-        self._stored = checkpoint.get("target")
 
     def training_step(self, segment: Segment, batch_idx: int) -> Tensor:
         """The head's loss towards the targets, and the conservative term."""
-        assert self.target is not None, "made when training begins"
         if self.global_step % self.hparams["target_every"] == 0:
-            self.target.module.load_state_dict(self.model.state_dict())
+            self.renew_target()
         loss, metrics = self._loss(segment)
         self.refuse_broken(loss)
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=segment.batch_size)

@@ -1,6 +1,7 @@
 """What all learners of policies share: loading a policy, which rows of a log count, and what they may learn from."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,6 +81,39 @@ class Apart:
 
     def __deepcopy__(self, memo: Any) -> "Apart":
         return self
+
+
+class Targeted(Learner):
+    """A learner that also has a network of some steps ago, as its checkpoints do: resumed without it, it were another.
+
+    Attributes:
+        target: that network; None until training begins.
+    """
+
+    target: Apart | None = None
+    _stored: dict[str, Tensor] | None = None  # of a checkpoint, until the target network is made
+
+    def on_fit_start(self) -> None:
+        """Make the target network, as the checkpoint has it or equal to the model."""
+        target = deepcopy(self.model)
+        if self._stored is not None:
+            target.load_state_dict(self._stored)
+        self.target, self._stored = Apart(target), None
+
+    def renew_target(self) -> None:
+        """Make it equal to the model."""
+        assert self.target is not None, "made when training begins"
+        self.target.module.load_state_dict(self.model.state_dict())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the target network's weights."""
+        super().on_save_checkpoint(checkpoint)
+        if self.target is not None:
+            checkpoint["target"] = self.target.module.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep them until training begins."""
+        self._stored = checkpoint.get("target")
 
 
 class Rows(NamedTuple):
