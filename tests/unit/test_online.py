@@ -135,7 +135,8 @@ def test_a_log_comes_first(tmp_path: Path) -> None:
     assert figures["steps"] == 6
 
 
-def test_windows_that_are_not_searched_again_are_fresh(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fraction", "searched"), [(0.75, [12]), (0.71875, [11, 12])])
+def test_windows_that_are_not_searched_again_are_fresh(tmp_path: Path, fraction: float, searched: list[int]) -> None:
     store = Store.open(write_catch(tmp_path / "catch", 120), write=True)
     with store:
         store.seal()
@@ -144,15 +145,15 @@ def test_windows_that_are_not_searched_again_are_fresh(tmp_path: Path) -> None:
         store.write_side(name, "play", range(rows), array, about_targets(store, "play", [0, 3, 4], fresh=[25, 30]))
     windows = {"batch_size": 16, "length": 8, "left_padding": 1, "right_padding": 6}
     other = write_catch(tmp_path / "other", 80)
-    data = ReanalyseDataModule([str(other), str(tmp_path / "catch")], 0.75, [None, "play"], **windows)
+    data = ReanalyseDataModule([str(other), str(tmp_path / "catch")], fraction, [None, "play"], **windows)
     batches = iter(data.train_dataloader())
     moved = {20 + k for k in range(25, 30)} & set(data.store.splits["train"].tolist())
     seen = set()
     for k in range(6):
         starts = next(batches).side["starts"].numpy()
-        order = data._order(16, 0, k)
-        seen |= set(starts[order[12:], 0].tolist())
-        assert not set(starts[order[:12], 0].tolist()) <= moved
+        order, count = data._order(16, 0, k), searched[k % len(searched)]
+        seen |= set(starts[order[count:], 0].tolist())
+        assert not set(starts[order[:count], 0].tolist()) <= moved
     assert seen == moved
 
 

@@ -110,6 +110,16 @@ def test_the_fraction_is_the_share_of_windows_that_is_searched(store: Store, mod
     assert torch.equal(again.side[SOURCE], segment.side[SOURCE])
 
 
+def test_a_small_fraction_is_not_none(store: Store, model: MuZero) -> None:
+    data = ReanalyseDataModule(str(store.path), fraction=0.1, **WINDOWS)
+    data.left_padding = 0  # nowhere is a window all padding
+    searched = []
+    for k, segment in zip(range(20), data.train_dataloader(), strict=False):
+        targeted = data.targeted(segment, learner(model, batch_number=lambda k=k: k))
+        searched.append(int((targeted.side[SOURCE] == FRESH).any(1).sum()))
+    assert sum(searched) == 16 and set(searched) == {0, 1}
+
+
 def test_logged_values_are_returns_to_the_end() -> None:
     reward, ended = np.array([1, 0, 2, 5, 1], np.float32), np.array([0, 0, 1, 0, 0], bool)
     value, known = returns_to_go(reward, ended, np.array([0, 3, 5]), 0.5)

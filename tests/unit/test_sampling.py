@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.unit.stores import card, episode, filled
-from worldmodels.data.sampling import WindowSampler, even_windows
+from worldmodels.data.sampling import WindowSampler, even_windows, share_before
 from worldmodels.data.store import Store
 from worldmodels.types import UserError
 
@@ -155,6 +155,31 @@ def test_without_replacement_beside_events(store):
     want = every_window(store, (0, 3, 5, 7), 8)
     walk = [tuple(w) for k in range(-(-len(want) // 6)) for w in draw(k)[4:].tolist()]
     assert set(walk[: len(want)]) == want
+
+
+def test_a_share_that_is_not_whole_comes_out_right_over_batches(tmp_path, store):
+    """And where it is whole it is so in every batch, rounding of 0.29 * 100 or 0.7 * 10 and all."""
+    for share, size, each in ((0.29, 100, 29), (0.7, 10, 7), (0.0, 8, 0), (1.0, 8, 8)):
+        assert [share_before(share, size, k) for k in range(50)] == [each * k for k in range(50)]
+    before = [share_before(0.03, 5, k) for k in range(101)]
+    assert before[-1] == 15 and set(np.diff(before)) == {0, 1}
+    with Store.create(tmp_path / "s", card()) as one:
+        e = episode(0, 4000)
+        e.reward[:], e.terminated[:] = 0, False
+        e.reward[2000] = 1
+        one.append(e)
+    draw = WindowSampler(one, [0], 5, 10, event_share=0.03)
+    starts = np.stack([draw(k) for k in range(100)])[:, :, 1]
+    assert starts.shape == (100, 5)
+    hit = (starts <= 2000) & (starts + 10 > 2000)
+    assert all(hit[k, 0] for k in np.flatnonzero(np.diff(before)))
+    assert 15 <= hit.sum() <= 20, "as many as are drawn around it, and next to none by chance"
+    want, walked = every_window(store, (0, 3, 5, 7), 8), []
+    ranks = [sampler(store, batch=10, replacement=False, event_share=0.25, rank=r, world=2) for r in range(2)]
+    for k in range(len(want)):
+        events = share_before(0.25, 10, k + 1) - share_before(0.25, 10, k)
+        walked += [tuple(w) for draw in ranks for w in draw(k)[events:].tolist()]
+    assert set(walked[: len(want)]) == set(walked[len(want) : 2 * len(want)]) == want
 
 
 def test_recent_and_successful_episodes(store):

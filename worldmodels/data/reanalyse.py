@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from worldmodels.data.datamodule import StoreDataModule
 from worldmodels.data.loading import Draw
 from worldmodels.data.mixing import Mixture
-from worldmodels.data.sampling import WindowSampler
+from worldmodels.data.sampling import WindowSampler, share_before
 from worldmodels.data.targets import COLUMNS, Logged, check_fraction, pinned
 from worldmodels.models.muzero import MuZero
 from worldmodels.models.muzero_loss import KNOWN, POLICY, VALUE
@@ -86,7 +86,7 @@ def _searched(
 class ReanalyseDataModule(StoreDataModule):
     """Windows of play with targets by row: searched now, searched before, or logged.
 
-    A share of each batch, `fraction`, is searched again by the learner's target network on the device, once the batch
+    A share of all windows, `fraction`, is searched again by the learner's target network on the device, once the batch
     is there. The rest takes the targets of one version of the side columns that `worldmodels reanalyse` writes, where a
     row has them, and otherwise what was logged: the action, and the discounted return to the end of the episode, which
     is unknown where the episode was cut. `side["target_source"]` and `side["target_age"]` tell what each is.
@@ -157,8 +157,9 @@ class ReanalyseDataModule(StoreDataModule):
         known = known & batch.mask & (stored | (place >= 0))
         source = torch.where(stored, STORED, LOGGED)
         age = torch.where(stored, learner.global_step - step, 0).clamp(min=0)
-        searched = self._order(batch.batch_size, learner.global_rank, learner.batch_number())
-        windows = torch.from_numpy(np.sort(searched[: round(self.fraction * batch.batch_size)]))
+        k = learner.batch_number()
+        searched = self._order(batch.batch_size, learner.global_rank, k)[: self._searched(batch.batch_size, k)]
+        windows = torch.from_numpy(np.sort(searched))
         rows = sorted(set().union(*model.rows()) & set(range(batch.length)))
         chosen = torch.zeros(batch.batch_size, len(rows), dtype=torch.bool, device=device)
         chosen[windows] = batch.mask[windows][:, rows]
@@ -169,7 +170,7 @@ class ReanalyseDataModule(StoreDataModule):
             at = where[:, 0], torch.tensor(rows, device=device)[where[:, 1]]
             noise = None
             if learner.noise_key is not None:
-                mine = number[at[0].cpu(), at[1].cpu()]
+                mine = number[at[0].cpu().numpy(), at[1].cpu().numpy()]  # a tensor of one row counts as a number
                 mine = mine - firsts[np.searchsorted(ends, mine, side="right")]  # its number in its own store
                 noise = row_gumbel(mine, len(model.actions), *learner.noise_key).to(device)
             found = search_rows(model, batch, rows, chosen, learner.search, noise)
@@ -184,6 +185,10 @@ class ReanalyseDataModule(StoreDataModule):
             return self.store.offsets[self.store.firsts], self.store.offsets[self.store.ends]
         return np.zeros(1, np.int64), self.store.offsets[-1:]
 
+    def _searched(self, size: int, k: int) -> int:
+        """How many windows of batch `k` are searched again."""
+        return share_before(self.fraction, size, k + 1) - share_before(self.fraction, size, k)
+
     def _order(self, size: int, rank: int, k: int) -> np.ndarray:
         """In which order the windows of batch `k` are chosen to be searched again."""
         sequence = np.random.SeedSequence((self.seed % 2**63, rank, k))
@@ -191,18 +196,18 @@ class ReanalyseDataModule(StoreDataModule):
 
     def _draws(self, sampler: WindowSampler) -> Iterator[Draw]:
         """As of all data modules, but for the windows that are not searched again where there is fresh play."""
-        size = self.batch_size - round(self.fraction * self.batch_size)
+        most = self.batch_size - self._searched(self.batch_size, 0)
         fresh = np.intersect1d(self._fresh_episodes(), sampler.episodes)
-        if not size or not len(fresh):
+        if not most or not len(fresh):
             yield from super()._draws(sampler)
             return
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         place = {"left_padding": self.left_padding, "right_padding": self.right_padding, "rank": rank, "world": world}
         # of another seed, or both would draw alike
-        of_play = WindowSampler(self.store, fresh, size, self.length, seed=self.seed + 2**32, **place)
+        of_play = WindowSampler(self.store, fresh, most, self.length, seed=self.seed + 2**32, **place)
         for k, draw in zip(count(self.batches_drawn()), super()._draws(sampler)):
-            here = self._order(self.batch_size, rank, k)[-size:]
-            draw.starts[here] = of_play(k)
+            here = self._order(self.batch_size, rank, k)[self._searched(self.batch_size, k) :]
+            draw.starts[here] = of_play(k)[: len(here)]
             if draw.importance is not None:
                 draw.importance[here] = 1.0
             yield draw

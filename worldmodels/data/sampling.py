@@ -1,5 +1,6 @@
 """Which windows make batch k: a pure function of (seed, rank, world size, k), so that resuming needs one number."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ class WindowSampler:
         length: transitions T a window.
         left_padding: how many steps before its episode a window may start, below `length`.
         event_share: share of the batch that is drawn around a row with a nonzero reward or a termination, at a random
-            place in the window; all of it is drawn as the rest where there is no such row.
+            place in the window, as `share_before` has it; all is drawn as the rest where there is no such row.
         seed: of the stream of batches.
         rank: of this process; every rank draws its own batches.
         world: number of processes.
@@ -95,10 +96,10 @@ class WindowSampler:
         returns = episode_returns(store)[self.episodes] if weights and weights.get("return") else None
         weigh = EpisodeWeights(counts, games, returns, weights or {})
         self._windows = Choice(counts, weigh.of(counts))
-        self._n_events = 0
+        self._event_share = 0.0
         counts, self._steps = event_steps(store, self.episodes) if event_share else (np.zeros(0), np.zeros(0))
         if len(self._steps):
-            self._events, self._n_events = Choice(counts, weigh.of(counts)), round(event_share * batch_size)
+            self._events, self._event_share = Choice(counts, weigh.of(counts)), event_share
         self._seed, self._rank, self._world, self._walks = seed % 2**64, rank, world, not replacement
         self.priorities: Priorities | None = None
         if prioritised:
@@ -107,17 +108,19 @@ class WindowSampler:
 
     def __call__(self, k: int) -> np.ndarray:
         """Windows of batch `k`: (B, 2) int64, episode and first step."""
-        rng, size = self.generator(k), self.batch_size - self._n_events
+        rng, before = self.generator(k), share_before(self._event_share, self.batch_size, k)
+        events = share_before(self._event_share, self.batch_size, k + 1) - before
+        size = self.batch_size - events
         if self.priorities:
             which, window = self._windows.find(self.priorities.draw(k, rng, size))
         elif self._walks:
-            which, window = self._windows.find(self._walked(k, size))
+            which, window = self._windows.find(self._walked(k * self.batch_size - before, size))
         else:
             which, window = self._windows(rng, size)
         starts = np.stack([which, window - self.left_padding], 1)
-        if self._n_events:
-            which, event = self._events(rng, self._n_events)
-            row = self.length - self.event_rows + rng.integers(self.event_rows, size=self._n_events)
+        if events:
+            which, event = self._events(rng, events)
+            row = self.length - self.event_rows + rng.integers(self.event_rows, size=events)
             start = self._steps[self._events.number(which, event)] - row
             around = np.stack([which, np.clip(start, -self.left_padding, self._last[which])], 1)
             starts = np.concatenate([around, starts])
@@ -135,13 +138,23 @@ class WindowSampler:
         which = np.searchsorted(self.episodes, starts[:, 0])
         return self._windows.number(which, starts[:, 1] + self.left_padding)
 
-    def _walked(self, k: int, size: int) -> np.ndarray:
-        """The part of this rank in batch `k` of a walk through all windows, as often as it takes."""
-        place = (k * self._world + self._rank) * size + np.arange(size)
+    def _walked(self, before: int, size: int) -> np.ndarray:
+        """The next `size` of a walk through all windows, as often as it takes, of which each rank has had `before`."""
+        place = before * self._world + self._rank * size + np.arange(size)
         number, place = np.divmod(place, self._windows.size)
         for n in np.unique(number):
             place[number == n] = permuted(place[number == n], self._windows.size, self._seed, int(n))
         return place
+
+
+def share_before(share: float, size: int, k: int) -> int:
+    """How many windows of the first `k` batches, of `size` each, make a share of them, to within one window.
+
+    A batch has what is between two of these: the same number in all where the share of one is whole, and otherwise
+    sometimes one more, so that a share of less than one window is not none.
+    """
+    exact = share * size
+    return k * round(exact) if math.isclose(exact, round(exact)) else math.floor(k * exact)
 
 
 def even_windows(store: Store | Mixture, episodes: Sequence[int] | np.ndarray, count: int, length: int) -> np.ndarray:
