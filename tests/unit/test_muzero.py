@@ -147,8 +147,25 @@ def test_what_is_not_in_the_window_is_not_made_up() -> None:
     cut = targeted(model)
     cut.truncated[0, 2], cut.mask[0, 3:] = True, False
     targets = Targets.of(model, cut)
-    assert targets.value_known[0].tolist() == [False, False, False]
+    assert targets.value_known[0].tolist() == [True, False, False]
     assert targets.reached[0].tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("frame_after", [False, True])
+def test_before_a_cut_a_value_is_of_the_steps_that_there_are(frame_after: bool) -> None:
+    """Bootstrapped at the last row that has a target, whether or not the log has the frame after it, which has none."""
+    model = muzero("model.td_steps=3", "model.unroll=4", "model.gamma=0.5", "model.frames=2")
+    segment, whole = targeted(model), targeted(model)
+    segment = replace(segment, next_mask=segment.next_mask.clone())  # it is one with the mask
+    segment.truncated[0, 4], segment.mask[0, 5:], segment.next_mask[0, 5:] = True, False, False
+    segment.next_mask[0, 4] = frame_after
+    targets, r, v = Targets.of(model, segment), segment.reward[0], segment.side[VALUE][0]
+    assert targets.value_known.tolist() == [[True, True, True, False, False], [True] * 5]
+    want = [r[1] + 0.5 * r[2] + 0.25 * r[3] + 0.125 * v[4], r[2] + 0.5 * r[3] + 0.25 * v[4], r[3] + 0.5 * v[4]]
+    torch.testing.assert_close(targets.value[0, :3], torch.stack(want))
+    assert torch.equal(targets.value[1], Targets.of(model, whole).value[1])
+    segment.side[KNOWN][0, 4] = False  # and nothing is known of that row either
+    assert Targets.of(model, segment).value_known[0].tolist() == [False] * 5
 
 
 def test_a_logged_return_is_not_better_than_itself() -> None:

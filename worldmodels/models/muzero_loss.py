@@ -145,19 +145,23 @@ class Targets(NamedTuple):
         """From the side columns of a window or, where they are missing, from the model itself.
 
         Nothing is made up: what would be bootstrapped from a row without a target, or from behind the window, does not
-        count.
+        count. Where play was cut within n steps, the value is of fewer, bootstrapped at the last row that it has; any n
+        from 1 on is a target of the same kind (Ye et al. 2021, EfficientZero, shorten it likewise for old play).
         """
         columns = segment.side if POLICY in segment.side else own_targets(model, segment)
         first, k = model.frames - 1, model.unroll
         known, own = columns[KNOWN] & segment.mask, columns[VALUE].float()
         followed = segment.mask & segment.next_mask & ~segment.terminated & ~segment.truncated
         stop = ~followed & ~segment.terminated
-        ahead = n_step(segment.reward, segment.terminated, stop, model.gamma, model.td_steps)
-        place = ahead.steps + torch.arange(segment.length, device=own.device)
+        row = torch.arange(segment.length, device=own.device)
+        # nothing has a target after the last row before a cut, so that its reward is no part of a return
+        ahead = n_step(segment.reward.masked_fill(stop, 0.0), segment.terminated, stop, model.gamma, model.td_steps)
+        steps = ahead.steps - stop.gather(1, row + ahead.steps - 1).long()
+        place = row + steps
         after, after_known = (F.pad(x, (0, 1)).gather(1, place) for x in (own, known))
         over = ahead.discount == 0
-        value = ahead.reward + torch.where(over, 0.0, ahead.discount * after)
-        value_known = segment.mask & (over | after_known)
+        value = ahead.reward + torch.where(over, 0.0, model.gamma**steps * after)
+        value_known = segment.mask & (over | after_known) & (steps > 0)
         action = model.index[segment.action]
         # by more than rounding: a logged return is made of the same rewards as what it is held against
         better = value_known & known & (action >= 0) & (value - own > 1e-4 * (1 + own.abs()))
