@@ -25,6 +25,7 @@ WHOLE = {
     **dict.fromkeys(("steps", "windows", "rollouts", "horizon", "horizons", "burn_in", "batch_size", "shown"), 1),
     **dict.fromkeys(("episodes", "slots", "size", "film_steps", "round_steps"), 1),
     **dict.fromkeys(("callbacks.games.episodes", "callbacks.games.slots", "callbacks.games.every"), 1),
+    "callbacks.games.seed": 0,
     **dict.fromkeys(("seed", "reward_rows", "films", "starts", "learner.burn_in"), 0),
     **dict.fromkeys(("trainer.max_steps", "trainer.val_check_interval", "trainer.accumulate_grad_batches"), 1),
     **dict.fromkeys(("data.validation.windows", "data.validation.batch_size"), 1),

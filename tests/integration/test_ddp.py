@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import QUICK
 from worldmodels.data.store import Store
 from worldmodels.data.targets import COLUMNS
+from worldmodels.learners import reanalysing
 
 
 @pytest.mark.slow
@@ -37,6 +38,7 @@ def test_two_ranks_share_a_bulk_search(
     tmp_path: Path,
     cli: Callable[..., subprocess.CompletedProcess[str]],
     in_process: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each row once, with the targets that one rank gives it; and the last chunk, which one rank alone has, as well."""
     store = tmp_path / "store"
@@ -49,6 +51,9 @@ def test_two_ranks_share_a_bulk_search(
     done = cli("reanalyse", *search, "version=two", *two)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("have targets two") == 1
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"metrics.json"}
+    monkeypatch.setattr(reanalysing, "remove", lambda _: None)  # as one that is killed before it
+    assert in_process("reanalyse", *search, "version=kept", f"out={tmp_path / 'two'}")[0] == 0
     paths = sorted((tmp_path / "two" / "parts").rglob("*.npz"))
     rows = np.concatenate([np.load(path)["rows"] for path in paths])
     assert len(paths) > 2

@@ -54,6 +54,8 @@ def test_schedules(model: dict[str, Any], schedule: str, factors: dict[int, floa
         assert learner._lr_factor(step) == pytest.approx(factor)
     with pytest.raises(UserError, match="constant, cosine, linear"):
         WorldModelLearner(model, schedule="step")
+    with pytest.raises(UserError, match="learner.seed=-1 must be a whole number of at least 0"):
+        WorldModelLearner(model, seed=-1)
 
 
 def test_each_component_has_its_own_clip(model: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from worldmodels.config import build
 from worldmodels.data.reanalyse import AGE, FRESH, LOGGED, SOURCE, STORED, ReanalyseDataModule, search_rows
 from worldmodels.data.store import Store
 from worldmodels.data.targets import COLUMNS, returns_to_go
+from worldmodels.learners import reanalysing
 from worldmodels.learners.muzero import searching
 from worldmodels.learners.policy import Apart
 from worldmodels.learners.reanalysing import RUN, Chunks, reanalyse
@@ -162,6 +163,7 @@ def test_what_was_killed_goes_on(store: Store, model: MuZero, tmp_path: Path, mo
     reanalyse(store, model, search, "whole", tmp_path / "other", CPU, (1, 0), 4, step=1)
     for name in COLUMNS.values():
         assert np.array_equal(store.side(name, "cut"), store.side(name, "whole"))
+    assert not list(tmp_path.rglob("*.npz")), "nothing is left of the work"
 
 
 def test_chunks_hold_every_row_once(store: Store) -> None:
@@ -252,8 +254,11 @@ def test_a_name_is_for_one_set_of_targets(tmp_path: Path, model: MuZero) -> None
         reanalyse(Store.open(store.path), model, None, "v", parts, CPU, step=1, model_sha256="a")
 
 
-def test_other_chunks_are_not_those_of_before(store: Store, model: MuZero, tmp_path: Path) -> None:
+def test_other_chunks_are_not_those_of_before(
+    store: Store, model: MuZero, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run that goes on with other `windows` begins anew: the same file would be of other rows."""
+    monkeypatch.setattr(reanalysing, "remove", lambda _: None)  # as one that is killed before it
     for windows, version in ((4, "four"), (3, "three")):
         rows = reanalyse(store, model, None, version, tmp_path / "parts", CPU, windows=windows, step=0)
         assert rows == store.offsets[-1]

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -47,6 +48,9 @@ def main(cfg: DictConfig) -> None:
     place = (version, out / "parts" / made_by, trainer, noise, cfg.windows, transform)
     rows = reanalyse(store, model, searching(search), *place, **facts)
     if rows:  # nothing on the ranks that only help
+        for folder in (out / "parts" / made_by, out / "parts"):
+            with suppress(OSError):  # of another search that is not done
+                folder.rmdir()
         print(f"{rows} rows of {store.path} have targets {version}; train on them with data.version={version}")
         seconds = round(time.monotonic() - began, 1)
         write_metrics(out, {"version": version, "rows": rows, "step": step, "seconds": seconds})

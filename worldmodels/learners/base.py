@@ -51,9 +51,11 @@ class Learner(L.LightningModule):
         self.means: Any = nn.ModuleDict()
 
     def check_settings(self) -> None:
-        """Refuse an unknown schedule, and actions that are no list of them; for after `save_hyperparameters`."""
+        """Refuse an unknown schedule, a seed or actions that are none; for after `save_hyperparameters`."""
         if (schedule := self.hparams["schedule"]) not in SCHEDULES:
             raise UserError(f"learner.schedule={schedule} is unknown; choose one of {', '.join(SCHEDULES)}")
+        if type(seed := self.hparams["seed"]) is not int or seed < 0:
+            raise UserError(f"learner.seed={seed} must be a whole number of at least 0")
         actions = self.hparams.get("actions", [])
         if not isinstance(actions, list | tuple) or any(type(action) is not int for action in actions):
             raise UserError(f"learner.actions={actions} must be a list of indices into ALE's 18, such as [0,3,4]")

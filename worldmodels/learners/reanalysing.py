@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter, RichProgressBar
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from worldmodels.data.disk import atomic
+from worldmodels.data.disk import atomic, remove
 from worldmodels.data.reanalyse import search_rows
 from worldmodels.data.store import Store
 from worldmodels.data.targets import COLUMNS, about_targets
@@ -193,7 +193,10 @@ def reanalyse(
     about = about_targets(store, version, model.actions, sealed=count, **facts)
     missing = [name for name in COLUMNS if not _there(store, COLUMNS[name], version, about)]
     if not missing:
-        return int(store.side(COLUMNS["value"], version).count()) if engine.is_global_zero else 0
+        if not engine.is_global_zero:
+            return 0
+        remove(folder)  # killed before it could be
+        return int(store.side(COLUMNS["value"], version).count())
     folder.mkdir(parents=True, exist_ok=True)
     left = [k for k in range(whole.count) if not (folder / f"{k:07d}.npz").exists()]
     if left:
@@ -212,6 +215,7 @@ def reanalyse(
     rows, policy, value = (np.concatenate(column) for column in zip(*parts, strict=True))
     for name in missing:
         store.write_side(COLUMNS[name], version, rows, {"policy": policy, "value": value}[name], about)
+    remove(folder)
     return len(rows)
 
 
