@@ -13,7 +13,7 @@ runs of a game have the same network, log and number of optimizer steps, and pla
 - unplugged: every window searched again by the newest target network; half: every second one; logged: none, so that
   policy and value are the log's own and only acting searches.
 - stale: none searched again, but targets that a bulk search wrote once, by a network that learned as `unplugged` does
-  in a fifth of the steps: a whole training, in which the learning rate falls to 0, and not the beginning of a longer one.
+  in a fifth of the steps: a whole training, whose learning rate falls to 0, and not the beginning of a longer one.
 - prior: `unplugged` played without a search, by its policy alone.
 """
 

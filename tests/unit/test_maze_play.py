@@ -66,8 +66,8 @@ def test_the_card_says_what_was_played():
         ({"ghosts": 2}, "no setting ghosts"),
         ({"lapse": 1.5}, "lapse=1.5"),
         ({"mixture": {"good": 1}}, "random, greedy, cautious"),
-        ({"mixture": {"random": 0}}, "positive weights"),
-        ({"mixture": {"random": -1}}, "positive weights"),
+        ({"mixture": {"random": 0}}, "positive weight"),
+        ({"mixture": {"random": -1}}, "positive weight"),
     ],
 )
 def test_mistakes_are_told_before_a_step_is_played(settings, words):

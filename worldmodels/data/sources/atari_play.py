@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from worldmodels.data.card import Card, make_card
+from worldmodels.data.sources.playing import episode_rng, played, shares, until
 from worldmodels.envs.atari import AtariEnv, Protocol
-from worldmodels.types import Episode, UserError
+from worldmodels.types import Episode
 
 
 class Track(NamedTuple):
@@ -172,10 +173,7 @@ def atari_play(
     else:
         episodes = (play(number, *settings) for number in count(start_episode))
     with closing(episodes):
-        while steps > 0:
-            episode = next(episodes)
-            steps -= len(episode)
-            yield episode
+        yield from until(steps, episodes)
 
 
 def weights(game: str, mixture: Mapping[str, float] | None = None) -> dict[str, float]:
@@ -185,12 +183,7 @@ def weights(game: str, mixture: Mapping[str, float] | None = None) -> dict[str, 
         UserError: a behaviour is unknown or cannot play this game, or the weights are no weights.
     """
     known = MIXTURE if game in TRACKS else {k: v for k, v in MIXTURE.items() if k != "scripted"}
-    chosen = {k: float(v) for k, v in (known if mixture is None else mixture).items() if v}
-    if wrong := sorted(set(chosen) - set(known)):
-        raise UserError(f"{game} cannot be played by {wrong[0]}: its behaviours are {', '.join(known)}")
-    if not chosen or min(chosen.values()) < 0:
-        raise UserError(f"mixture={dict(mixture or {})} must give a positive weight to one of {', '.join(known)}")
-    return {k: v / sum(chosen.values()) for k, v in chosen.items()}
+    return shares(game, mixture, known)
 
 
 def _parallel(start: int, processes: int, settings: tuple) -> Generator[Episode, None, None]:
@@ -234,8 +227,7 @@ _env = lru_cache(1)(AtariEnv)  # one console per process is kept between episode
 
 def play(number: int, protocol: Protocol, seed: int, mixture: tuple[tuple[str, float], ...], switch: float) -> Episode:
     """Episode `number` of the collection `seed`, from the start to its end; arguments as in `atari_play`."""
-    # The number is not in word 0 of the counter, which numpy increments.
-    rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, number, 0, 0]))
+    rng = episode_rng(seed, number)
     env, env_seed, skill = _env(protocol), int(rng.integers(2**31)), 1 - float(rng.random()) ** 2
     names, chances = [name for name, _ in mixture], [weight for _, weight in mixture]
     players = {"random": RandomPlayer(env.minimal_actions, rng), "sticky": StickyPlayer(env.minimal_actions, rng)}
@@ -255,21 +247,5 @@ def play(number: int, protocol: Protocol, seed: int, mixture: tuple[tuple[str, f
         rows.append((action, reward, terminated, truncated, life_loss))
         by_name[name]["steps"] += 1
         by_name[name]["return"] += reward
-    action, reward, terminated, truncated, life_loss = zip(*rows, strict=True)
-    return Episode(
-        obs=np.stack(frames[:-1]),
-        action=np.array(action, np.uint8),
-        reward=np.array(reward, np.float32),
-        terminated=np.array(terminated),
-        truncated=np.array(truncated),
-        life_loss=np.array(life_loss),
-        final_obs=frames[-1],
-        info={
-            "episode": number,
-            "seed": seed,
-            "env_seed": env_seed,
-            "skill": skill if "scripted" in names else None,
-            "behaviours": by_name,
-            "return": float(sum(reward)),
-        },
-    )
+    told = {"env_seed": env_seed, "skill": skill if "scripted" in names else None, "behaviours": by_name}
+    return played(frames, rows, {"episode": number, "seed": seed, **told})

@@ -6,6 +6,7 @@ from itertools import count
 import numpy as np
 
 from worldmodels.data.card import Card, make_card
+from worldmodels.data.sources.playing import episode_rng
 from worldmodels.envs.catch import MOVES, CatchEnv
 from worldmodels.types import Episode
 
@@ -64,8 +65,7 @@ def catch_play(
     for number in count(start_episode):
         if steps <= 0:
             return
-        # The number is not in word 0 of the counter, which numpy increments.
-        rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, number, 0, 0]))
+        rng = episode_rng(seed, number)
         frames, taken, rewards, terminated = [env.reset(int(rng.integers(2**31)))], [], [], False
         while not terminated:
             best = rng.random() < skill

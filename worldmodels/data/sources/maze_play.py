@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from worldmodels.data.card import Card, make_card
+from worldmodels.data.sources.playing import episode_rng, played, shares, until
 from worldmodels.envs.maze import MazeEnv, maze_settings
 from worldmodels.envs.maze_players import MOVES, seek
 from worldmodels.types import Episode, UserError
@@ -79,17 +80,11 @@ def maze_play(
         UserError: a setting is out of range or unknown.
     """
     weights, games = _weights(mixture, lapse), _games(size, time_limit, env)
-    for number in count(start_episode):
-        if steps <= 0:
-            return
-        episode = _episode(games, number, seed, weights, lapse)
-        steps -= len(episode)
-        yield episode
+    yield from until(steps, (_episode(games, number, seed, weights, lapse) for number in count(start_episode)))
 
 
 def _episode(games: MazeEnv, number: int, seed: int, weights: dict[str, float], lapse: float) -> Episode:
-    # The number is not in word 0 of the counter, which numpy increments.
-    rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, number, 0, 0]))
+    rng = episode_rng(seed, number)
     behaviour = list(weights)[rng.choice(len(weights), p=list(weights.values()))]
     frame, info = games.reset(seed=rng.integers(2**63, size=1))
     frames, rows, lives, maze, done = [frame[0]], [], info["lives"][0], int(info["maze"][0]), False
@@ -102,24 +97,8 @@ def _episode(games: MazeEnv, number: int, seed: int, weights: dict[str, float], 
         lost = bool(terminated[0]) or (not done and info["lives"][0] < lives)
         lives = info["lives"][0]
         rows.append((action, reward[0], terminated[0], truncated[0], lost))
-    action, reward, terminated, truncated, lost = zip(*rows, strict=True)
-    total = float(sum(reward))
-    return Episode(
-        obs=np.stack(frames[:-1]),
-        action=np.array(action, np.uint8),
-        reward=np.array(reward, np.float32),
-        terminated=np.array(terminated),
-        truncated=np.array(truncated),
-        life_loss=np.array(lost),
-        final_obs=frames[-1],
-        info={
-            "episode": number,
-            "seed": seed,
-            "maze": maze,
-            "behaviours": {behaviour: {"steps": len(rows), "return": total}},
-            "return": total,
-        },
-    )
+    by_name = {behaviour: {"steps": len(rows), "return": float(sum(row[1] for row in rows))}}
+    return played(frames, rows, {"episode": number, "seed": seed, "maze": maze, "behaviours": by_name})
 
 
 def _games(size: int, time_limit: int, env: Mapping[str, Any]) -> MazeEnv:
@@ -129,7 +108,4 @@ def _games(size: int, time_limit: int, env: Mapping[str, Any]) -> MazeEnv:
 def _weights(mixture: Mapping[str, float] | None, lapse: float) -> dict[str, float]:
     if not 0 <= lapse <= 1:
         raise UserError(f"lapse={lapse} must be from 0 to 1")
-    chosen = {k: float(v) for k, v in (MIXTURE if mixture is None else mixture).items() if v}
-    if not chosen or min(chosen.values()) < 0 or not chosen.keys() <= MIXTURE.keys():
-        raise UserError(f"mixture={dict(mixture or {})} must give positive weights to some of {', '.join(MIXTURE)}")
-    return {k: v / sum(chosen.values()) for k, v in chosen.items()}
+    return shares("maze", mixture, MIXTURE)
