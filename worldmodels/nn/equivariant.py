@@ -121,62 +121,7 @@ class GroupLinear(Expanded):
 
 
 class _Convolution(Expanded):
-    """What convolutions from pictures (slots = 1) and from fields (slots = G) share."""
-
-    def __init__(
-        self, group: Group, slots: int, inputs: int, outputs: int, kernel: int, stride: int, padding: int, bias: bool
-    ) -> None:
-        fan_in = inputs * slots * kernel**2
-        super().__init__((outputs, inputs, slots, kernel, kernel), _moves(group, slots, kernel), fan_in)
-        self.bias = _bias(outputs, fan_in) if bias else None
-        self.group, self.kernel, self.stride, self.padding = group, kernel, stride, padding
-
-    def forward(self, x: Tensor) -> Tensor:
-        check_grid(self.group, (x.shape[-2], x.shape[-1]), self.kernel, self.stride, self.padding)
-        size = len(self.group)
-        weight = self.expanded().flatten(0, 1).reshape(-1, x.shape[1:-2].numel(), self.kernel, self.kernel)
-        bias = None if self.bias is None else self.bias.repeat_interleave(size)
-        pictures = x if x.ndim == 4 else x.flatten(1, 2)
-        return F.conv2d(pictures, weight, bias, self.stride, self.padding).unflatten(1, (-1, size))
-
-
-class LiftConv2d(_Convolution):
-    """Convolution from a picture, whose channels no symmetry touches, to fields.
-
-    Args:
-        group: of the fields.
-        inputs: C; to fold squares of p pixels into channels would break the symmetry: take stride p and a kernel of p,
-            or of 3p with padding p, in its place.
-        outputs: O.
-        kernel: k.
-        stride: pixels between windows.
-        padding: with zeros.
-        bias: one number a field.
-    """
-
-    def __init__(
-        self,
-        group: Group,
-        inputs: int,
-        outputs: int,
-        kernel: int = 3,
-        stride: int = 1,
-        padding: int = 1,
-        bias: bool = True,
-    ) -> None:
-        super().__init__(group, 1, inputs, outputs, kernel, stride, padding, bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, O, G, H', W').
-
-        Raises:
-            UserError: the pictures' size breaks the symmetry (`check_grid`).
-        """
-        return super().forward(x)
-
-
-class GroupConv2d(_Convolution):
-    """Convolution from fields to fields; a kernel of 1 mixes the entries of each place.
+    """A convolution to fields.
 
     Args:
         group: of the fields.
@@ -188,6 +133,9 @@ class GroupConv2d(_Convolution):
         bias: one number a field.
     """
 
+    pictures: bool
+    """Whether it is from pictures, and not from fields."""
+
     def __init__(
         self,
         group: Group,
@@ -198,15 +146,40 @@ class GroupConv2d(_Convolution):
         padding: int = 1,
         bias: bool = True,
     ) -> None:
-        super().__init__(group, len(group), inputs, outputs, kernel, stride, padding, bias)
+        slots = 1 if self.pictures else len(group)
+        fan_in = inputs * slots * kernel**2
+        super().__init__((outputs, inputs, slots, kernel, kernel), _moves(group, slots, kernel), fan_in)
+        self.bias = _bias(outputs, fan_in) if bias else None
+        self.group, self.kernel, self.stride, self.padding = group, kernel, stride, padding
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, I, G, H, W) to (B, O, G, H', W').
+        """(B, I, H, W) of pictures, or (B, I, G, H, W) of fields, to (B, O, G, H', W').
 
         Raises:
             UserError: the pictures' size breaks the symmetry (`check_grid`).
         """
-        return super().forward(x)
+        check_grid(self.group, (x.shape[-2], x.shape[-1]), self.kernel, self.stride, self.padding)
+        size = len(self.group)
+        weight = self.expanded().flatten(0, 1).reshape(-1, x.shape[1:-2].numel(), self.kernel, self.kernel)
+        bias = None if self.bias is None else self.bias.repeat_interleave(size)
+        pictures = x if self.pictures else x.flatten(1, 2)
+        return F.conv2d(pictures, weight, bias, self.stride, self.padding).unflatten(1, (-1, size))
+
+
+class LiftConv2d(_Convolution):
+    """From pictures, whose channels no symmetry touches, to fields.
+
+    To fold squares of p pixels into channels would break the symmetry: take stride p and a kernel of p, or of 3p with
+    padding p, in its place.
+    """
+
+    pictures = True
+
+
+class GroupConv2d(_Convolution):
+    """From fields to fields; a kernel of 1 mixes the entries of each place."""
+
+    pictures = False
 
 
 class GroupPool2d(nn.Module):
