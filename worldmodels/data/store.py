@@ -16,7 +16,6 @@ block the one writer, because nothing that they can see is ever changed.
 
 import json
 import resource
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -34,17 +33,15 @@ from worldmodels.data.checksums import mark_zip
 from worldmodels.data.disk import (
     alone_in,
     atomic,
-    damaged,
     disk_errors,
     is_url,
     lock,
     make_folder,
     on_disk,
-    read_json,
     remove,
     sync_entry,
-    write_json,
 )
+from worldmodels.data.header import FILL, make_store, read_header, stored_card
 from worldmodels.data.segments import (
     COLUMNS,
     TABLE,
@@ -56,12 +53,11 @@ from worldmodels.data.segments import (
     read_attributes,
     read_column,
 )
+from worldmodels.data.splits import kept_splits
 from worldmodels.types import Episode, Segment, UserError
 
-FORMAT, VERSION, MIN_READER = "worldmodels-store", 2, 2
 SEGMENT_FRAMES = 65_536
 T = TypeVar("T")
-_FILL = "fill it with `worldmodels collect game=GAME steps=N store=PATH` or `worldmodels import`"
 _FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # that a process may open: 1024 on most systems, 256 on macOS
 
 
@@ -83,7 +79,7 @@ class Store:
         self.path = path
         self._lock = None
         with disk_errors(self.path):
-            header = _header(self.path)
+            header = read_header(self.path)
             self.uuid: str = header["uuid"]
             self.card: Card = self._read_card(header)
             obs, source = self.card["obs"], self.card["source"]
@@ -115,8 +111,8 @@ class Store:
         with disk_errors(root):
             make_folder(root)
             with alone_in(root):  # or two makers would each write a header and a card of their own
-                _make(root, card)
-        have = _card(root)
+                make_store(root, card)
+        have = stored_card(root)
         if have["source"] != card["source"]:
             raise UserError(
                 f"the store {root} is of source {have['source']}, not {card['source']}; give another store="
@@ -137,7 +133,7 @@ class Store:
             return RemoteStore(str(path))
         store = cls(on_disk(path), write)
         if not write and not len(store.lengths):
-            raise UserError(f"the store {path} holds no episodes; {_FILL}")
+            raise UserError(f"the store {path} holds no episodes; {FILL}")
         return store
 
     def __enter__(self) -> "Store":
@@ -211,7 +207,7 @@ class Store:
             sync_entry(self.segments)
 
     def _read_card(self, header: Mapping[str, Any]) -> Card:
-        return _card(self.path)
+        return stored_card(self.path)
 
     def _must_write(self) -> None:
         if not self._lock:
@@ -381,21 +377,7 @@ class Store:
         Drawn when first asked for, from the card's seed, and kept: episodes added later belong to `train`. With two
         episodes there is no `test`, with one no `validation` either.
         """
-        path, count = self.path / "splits" / "default.json", len(self.lengths)
-        if count and not path.exists():
-            drawn = _draw_splits(count, self.card["seed"] or 0)
-            try:
-                path.parent.mkdir(exist_ok=True)
-                write_json(path, {k: v.tolist() for k, v in drawn.items()}, replace=False, checksum=True)
-            except FileExistsError:  # another process was faster
-                pass
-            except OSError:  # a read-only store: the same draw comes out every time
-                return drawn
-        kept = read_json(path) if count else {}
-        # below count: it may have been drawn when there were more episodes than this reader has seen
-        held_out = {k: np.array([i for i in kept.get(k, []) if i < count], np.int64) for k in ("validation", "test")}
-        train = np.setdiff1d(np.arange(count), np.concatenate([*held_out.values()]))
-        return {"train": train, **held_out}
+        return kept_splits(self.path / "splits" / "default.json", len(self.lengths), self.card["seed"] or 0)
 
     def write_side(
         self,
@@ -439,60 +421,3 @@ class Store:
             UserError: there is no such column or version.
         """
         return side.about(self.path / "side" / name, version)
-
-
-def _make(root: Path, card: Card) -> None:
-    """Write header and card where there are none."""
-    if not (root / "store.json").exists():
-        if foreign := _foreign(root):
-            raise UserError(f"{root} is not a store and holds other things ({foreign[0]}); give an empty folder")
-        header = {"format": FORMAT, "version": VERSION, "min_reader": MIN_READER, "uuid": uuid.uuid4().hex}
-        # over HTTP no folder is listed
-        write_json(root / "store.json", header | {"source": card["source"]}, checksum=True)
-    _header(root)
-    (root / "sources").mkdir(exist_ok=True)
-    if not any((root / "sources").glob("*.json")):
-        write_json(root / "sources" / f"{card['source']}.json", card, checksum=True)
-
-
-def _header(root: Path) -> dict[str, Any]:
-    try:
-        header = read_json(root / "store.json")
-    except (FileNotFoundError, NotADirectoryError) as e:
-        if (root / "store.json").exists():  # made just now
-            return _header(root)
-        if root.is_file() or (root.is_dir() and _foreign(root)):
-            raise UserError(f"{root} is not a store: it has no store.json; give the folder of a store") from e
-        raise UserError(f"there is no store at {root}; {_FILL.replace('fill', 'make')}") from e
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise UserError(f"{root} is not a store: its store.json is of another program; give the folder of a store")
-    if not {"version", "min_reader", "uuid"} <= header.keys():
-        raise damaged(root / "store.json", "a field is missing")
-    if header["min_reader"] > VERSION:
-        raise UserError(
-            f"the store {root} was written by a newer version of worldmodels (its format is {header['version']}, this "
-            f"version reads up to {VERSION}); update worldmodels to use it"
-        )
-    return header
-
-
-def _foreign(root: Path) -> list[str]:
-    """What a killed maker of a store would not have left in a folder without store.json; hidden folders are hydra's."""
-    ours = (".", "store.json.tmp", "metrics.json")
-    return [p.name for p in root.iterdir() if not p.name.startswith(ours) and p.suffix != ".log"]
-
-
-def _card(root: Path) -> Card:
-    cards = sorted((root / "sources").glob("*.json"))
-    if not cards:  # killed between making the store and its first episode
-        raise UserError(f"the store {root} holds no episodes; {_FILL}")
-    return validate_card(read_json(cards[0]), f"the dataset card {cards[0]}")
-
-
-def _draw_splits(count: int, seed: int) -> dict[str, np.ndarray]:
-    order = np.random.Generator(np.random.Philox(key=seed % 2**64)).permutation(count)
-    share = max(1, round(0.1 * count))
-    validation, test = (share if count > 1 else 0), (share if count > 2 else 0)
-    held_out, train = np.split(order, [validation + test])
-    parts = {"train": train, "validation": held_out[:validation], "test": held_out[validation:]}
-    return {k: np.sort(v).astype(np.int64) for k, v in parts.items()}

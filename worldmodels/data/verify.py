@@ -19,8 +19,8 @@ import numpy as np
 
 from worldmodels.data.checksums import json_matches, measure, zip_matches
 from worldmodels.data.disk import is_url
+from worldmodels.data.header import FORMAT, VERSION
 from worldmodels.data.segments import plain_file
-from worldmodels.data.store import FORMAT, VERSION
 from worldmodels.types import UserError
 
 _EPISODES = ("staging", "segments")
