@@ -113,6 +113,7 @@ def test_commands_take_a_folder_as_a_checkpoint(
     for out, line in {
         "quality": ["quality", *both, *judged],
         "actor_critic": ["train", "experiment=catch_actor_critic", *dream, *SETTINGS],
+        "plan": ["plan", "experiment=catch_actor_critic", *dream, *SETTINGS],
     }.items():
         code, _, err = in_process(*line, f"store={catch_store}", f"out={tmp_path / out}")
         assert code == 0, err

@@ -212,8 +212,10 @@ def read_about(folder: Path) -> About:
         raise UserError(f"{path} names the files {sorted(about['files'])}, where {WEIGHTS} and {STARTS} may be")
     if about["kind"] not in KINDS:
         raise UserError(f"{path} is of a {about['kind']}, which is none of {', '.join(KINDS)}")
-    told = {**about["run"], **(about["run"].get("learner") or {})}
-    if about["kind"] == "MuZero" and (missing := [name for name in (*SEARCH, "checkpoint_step") if name not in told]):
+    learner = about["run"].get("learner")
+    missing = [name for name in SEARCH if not isinstance(learner, dict) or name not in learner]
+    missing += [] if type(about["run"].get("checkpoint_step")) is int else ["checkpoint_step"]
+    if about["kind"] == "MuZero" and missing:
         raise UserError(f"{path} lacks {missing[0]} in its run, without which nothing is searched; export it again")
     if about["actions"].get("vocabulary") != ACTIONS:
         raise UserError(f"{path} has another action vocabulary than ALE's {len(ACTIONS)} actions, the only one known")
