@@ -1,4 +1,4 @@
-"""What MuZero learns from logs alone: on a toy whose best return is known, and in a real Atari game.
+"""What MuZero learns from logs alone, and from its own play: on a toy whose best return is known, and in Atari.
 
 `python -m benchmarks.muzero [--quick] [--only PART ...] [--out DIR]`. Every part is a `worldmodels` command in a folder
 of its own below DIR, which goes on where it was stopped and is found finished the next time. Parts are named
@@ -15,6 +15,8 @@ runs of a game have the same network, log and number of optimizer steps, and pla
 - stale: none searched again, but targets that a bulk search wrote once, by a network that learned as `unplugged` does
   in a fifth of the steps: a whole training, whose learning rate falls to 0, and not the beginning of a longer one.
 - prior: `unplugged` played without a search, by its policy alone.
+- online: no log but its own play, by `worldmodels online`: as many steps, four fifths of each batch searched again and
+  a fifth new play.
 """
 
 import json
@@ -55,6 +57,7 @@ RUNS = {
     "logged": ("data.fraction=0",),
     "stale": ("data.fraction=0",),
     "prior": (),
+    "online": ("store=null", "data.fraction=0.8", "round_steps=200", "learner.target_every=100"),
 }
 FULL = {
     "catch": Budget(12_000, 4000, 100, 5, tuple(RUNS)),
@@ -64,7 +67,8 @@ QUICK = {
     "catch": Budget(2000, 60, 10, 1, tuple(RUNS)),
     "pong": Budget(6000, 10, 1, 1, ("clone", "unplugged", "prior")),
 }
-LOGS = {"catch": ["source.balls=8", "source.skill=0.45", "source.at_most=0.6"]}
+PLAYED = {"catch": ["source.balls=8"]}
+LOGS = {"catch": [*PLAYED["catch"], "source.skill=0.45", "source.at_most=0.6"]}
 BEST = {"catch": 8.0}
 """The best return there is, where it is known."""
 
@@ -93,6 +97,9 @@ class MuZeroBench(Runs):
         steps = self.budgets[game].train
         if name == "prior":
             return self.policy(game, "unplugged", seed)
+        if name == "online":
+            settings = [f"game={game}", *PLAYED[game], f"seed={seed}", *RUNS[name]]
+            return self.train(f"{game}_muzero", steps, *settings, out=self.root / game / name / str(seed), by="online")
         settings = [f"store={self.log(game)}", f"seed={seed}", *RUNS[name]]
         if name == "stale":
             settings.append(f"data.version={self.targets(game, seed)}")

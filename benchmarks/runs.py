@@ -49,10 +49,10 @@ class Runs:
             sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         print(f"{time.monotonic() - began:.0f} s", flush=True)
 
-    def train(self, experiment: str, steps: int | None, *settings: str, out: Path) -> Path:
-        """The checkpoint that training leaves."""
+    def train(self, experiment: str, steps: int | None, *settings: str, out: Path, by: str = "train") -> Path:
+        """The checkpoint that training leaves; `by` is the command, train or online."""
         often = [] if steps is None else [f"trainer.max_steps={steps}", f"trainer.val_check_interval={-(-steps // 5)}"]
-        self.run("train", f"experiment={experiment}", "logger=csv", "callbacks.dream=null", *often, *settings, out=out)
+        self.run(by, f"experiment={experiment}", "logger=csv", "callbacks.dream=null", *often, *settings, out=out)
         return out / "best.ckpt"
 
     def collect(self, game: str, steps: int, *settings: str, out: Path) -> Path:

@@ -240,3 +240,15 @@ def test_the_command(in_process: Any, tmp_path: Path) -> None:
     assert "round 1/1: 16 steps of play, the newest 4 games by random play with a mean return of" in out
     assert "round 1/1 done, step 3/3  ETA 0:00" in out
     assert out.endswith(f"{tmp_path}\n")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(3600)
+def test_the_loop_learns(in_process: Any, tmp_path: Path) -> None:
+    """From random play alone, to more balls caught than missed."""
+    settings = ["experiment=catch_muzero", "game=catch", "store=null", "trainer.max_steps=2600", "round_steps=200"]
+    code, *_ = in_process("online", *settings, "learner.target_every=100", f"out={tmp_path}", "trainer.accelerator=cpu")
+    curve = json.loads((tmp_path / "metrics.json").read_text())["curve"]
+    assert code == 0
+    assert curve[0]["mean_return"] < -0.5
+    assert curve[-1]["mean_return"] > 0.2
