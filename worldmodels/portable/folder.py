@@ -126,6 +126,8 @@ def write_model(out: Path, about: About, weights: Mapping[str, Tensor], starts: 
     data = {WEIGHTS: _bytes(weights)}
     if starts is not None:
         columns = {field.name: getattr(starts, field.name) for field in fields(Segment) if field.name != "side"}
+        if about["model"].get("games"):  # what knows no games is read by earlier versions, too
+            columns |= {"game": starts.side["game"]}
         data[STARTS] = _bytes(columns)
     about = about | {"parameters": sum(value.numel() for value in weights.values())}
     about["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in data.items()}
@@ -245,7 +247,8 @@ def read_starts(folder: str | Path) -> Segment:
     if STARTS not in about["files"]:
         raise UserError(f"{folder} holds no start frames; export it again with store=... starts=4")
     columns: dict[str, Any] = _tensors(folder, about, STARTS)
-    return Segment(**columns)
+    game = columns.pop("game", None)
+    return Segment(**columns, side={} if game is None else {"game": game})
 
 
 def load_model(folder: str | Path) -> tuple[nn.Module, About]:
