@@ -86,13 +86,15 @@ def build(cfg: Mapping[str, Any], **extra: Any) -> Any:
         raise
 
 
-def build_policy(model: Mapping[str, Any], card: Mapping[str, Any], actions: Sequence[int]) -> Any:
+def build_policy(
+    model: Mapping[str, Any], card: Mapping[str, Any], actions: Sequence[int] | Mapping[str, Sequence[int]]
+) -> Any:
     """The policy that `model` describes, for frames as those of the dataset card.
 
     Args:
         model: settings for `build`, with those of its `head` (nn/heads.py) among them.
         card: of the log that it learns from.
-        actions: indices into the 18-action set that it may take.
+        actions: indices into the 18-action set that it may take, or those of each game by its name.
 
     Raises:
         UserError: the settings build nothing, or the frames are not square.

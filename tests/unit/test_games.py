@@ -81,11 +81,11 @@ def test_a_new_model_makes_no_difference_between_games() -> None:
 
 
 def test_a_game_is_now_and_then_withheld_in_training_alone() -> None:
-    games, rows = Games(ACTIONS, unknown=0.25), torch.full((4000,), 2)
-    told = games.withheld(rows, conformance.generator())
+    games, segment = Games(ACTIONS, unknown=0.25), of(conformance.random_segment(4000, 1, 1, 1), *["pong"] * 4000)
+    told = games.rows(games.withheld(segment, conformance.generator()))
     assert set(told.tolist()) == {0, 2} and 0.22 < (told == 0).float().mean() < 0.28
-    assert torch.equal(told, games.withheld(rows, conformance.generator()))
-    assert torch.equal(games.eval().withheld(rows, conformance.generator()), rows)
+    assert torch.equal(told, games.rows(games.withheld(segment, conformance.generator())))
+    assert set(games.rows(games.eval().withheld(segment, conformance.generator())).tolist()) == {2}
     model = micro(games={"actions": ACTIONS, "unknown": 0.9})
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)

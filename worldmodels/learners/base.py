@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldmodels.learners.means import GameMeans
 from worldmodels.types import UserError
 
 SCHEDULES = ("constant", "cosine", "linear")
@@ -52,6 +53,10 @@ class Learner(L.LightningModule):
         Raises:
             UserError: the data do not fit the settings.
         """
+
+    def new_means(self) -> GameMeans:
+        """For what validation measures, of each game by itself where the log is of several."""
+        return GameMeans((self.hparams["card"] or {}).get("games", ()))
 
     def player(self) -> Any:
         """What plays the real game where its score is asked for."""

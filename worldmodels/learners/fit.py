@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -171,9 +170,11 @@ def check_learner(settings: Mapping[str, Any]) -> None:
 
 def build_learner(settings: Mapping[str, Any], data: Any) -> Any:
     """The learner, with what is for the data to give: a policy may take the actions that are in its log."""
-    found = {}
+    found: dict[str, Any] = {}
     if settings["learner"].get("actions", ()) is None:
-        found["actions"] = np.unique(data.store.column("action")).tolist()
+        logged = logged_actions(data.store)
+        told_apart = len(logged) > 1 or settings["model"].get("games") is not None
+        found["actions"] = logged if told_apart else next(iter(logged.values()))
     return build(settings["learner"], model=settings["model"], card=data.card, **found)
 
 

@@ -10,27 +10,31 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from worldmodels.config import build, read_checkpoint
+from worldmodels.data.mixing import Mixture
 from worldmodels.data.reanalyse import AGE, FRESH, LOGGED, SOURCE, ReanalyseDataModule
+from worldmodels.data.segments import TERMINATED
+from worldmodels.data.targets import returns_to_go
 from worldmodels.learners.base import Learner, Score
-from worldmodels.learners.policy import Apart, typical_frames
+from worldmodels.learners.means import over_games
+from worldmodels.learners.policy import Apart, check_action_lists, check_logged, typical_frames
 from worldmodels.learners.world_model import LEAST_PRIORITY, decay_groups
 from worldmodels.models.muzero import MuZero
 from worldmodels.planning.planners import Planner
 from worldmodels.types import Segment, UserError
 
 PLANNERS = "worldmodels.planning.planners."
+Actions = Sequence[int] | Mapping[str, Sequence[int]]
 
 
-def build_muzero(model: Mapping[str, Any], card: Mapping[str, Any], actions: Sequence[int]) -> MuZero:
+def build_muzero(model: Mapping[str, Any], card: Mapping[str, Any], actions: Actions) -> MuZero:
     """The network that `model` describes, for frames as those of the dataset card.
 
     Args:
         model: settings for `config.build`, with those of its heads `value` and `reward` (nn/heads.py) among them.
         card: of the log that it learns from.
-        actions: indices into the 18-action set that it may take.
+        actions: indices into the 18-action set that it may take, or those of each game by its name.
 
     Raises:
         UserError: the settings build nothing, or the frames are not square.
@@ -74,7 +78,7 @@ class MuZeroLearner(Learner):
     Args:
         model: as in `build_muzero`.
         card: dataset card of the log.
-        actions: indices into the 18-action set that may be taken.
+        actions: indices into the 18-action set that may be taken; of several games by the name of each.
         search: settings of the search that improves the policy, as conf/planner has them; None: the logged actions are
             the policy, which is cloning.
         row_noise: give the search Gumbel noise that is a function of the row and the number of the target network.
@@ -100,7 +104,7 @@ class MuZeroLearner(Learner):
         self,
         model: dict[str, Any],
         card: dict[str, Any],
-        actions: list[int],
+        actions: list[int] | dict[str, list[int]],
         search: dict[str, Any] | None = None,
         row_noise: bool = True,
         target_every: int = 500,
@@ -117,15 +121,14 @@ class MuZeroLearner(Learner):
         super().__init__()
         self.save_hyperparameters()
         self.check_settings()
-        if not isinstance(actions, list | tuple) or any(type(action) is not int for action in actions):
-            raise UserError(f"learner.actions={actions} must be a list of indices into ALE's 18, such as [0,3,4]")
+        check_action_lists(actions)
         if target_every < 1:
             raise UserError(f"learner.target_every={target_every} must be at least 1")
         self.model = build_muzero(model, card, actions)
         self.search = searching(search)
         if search is not None and row_noise and not takes_gumbel(search):
             raise UserError(f"{search['_target_']} takes no Gumbel noise: give learner.row_noise=false with it")
-        self.means: Any = nn.ModuleDict()
+        self.means = self.new_means()
         self._target: Apart | None = None
         self._stored: dict[str, Tensor] | None = None  # of a checkpoint, until the target network is made
 
@@ -175,9 +178,7 @@ class MuZeroLearner(Learner):
                 f"data.left_padding={data.left_padding} must be at least {self.model.frames - 1}, one less than "
                 "model.frames, or nothing is learned of how episodes begin"
             )
-        logged = np.unique(data.store.column("action")).tolist()
-        if not set(logged) & set(self.model.actions):
-            raise UserError(f"learner.actions={self.model.actions} are none of the log's, which holds {logged}")
+        check_logged(self.hparams["actions"], data.store)
         for about in data.versions():
             for name, own in (("gamma", self.model.gamma), ("clip_rewards", self.hparams["clip_rewards"])):
                 if about.get(name, own) != own:
@@ -185,8 +186,28 @@ class MuZeroLearner(Learner):
                         f"the targets {about['version']} were made with {name}={about[name]} and this training has "
                         f"{own}, so that their values mean something else; search again with a model of this training"
                     )
+        if not self.hparams["clip_rewards"]:
+            self._check_scales(data)
         if not resumed:
             self.model.know(typical_frames(data.store))
+
+    def _check_scales(self, data: Any) -> None:
+        """Refuse heads that a game's points or returns lie beyond: what is beyond would be learned as their ends."""
+        for store in data.store.stores if isinstance(data.store, Mixture) else [data.store]:
+            reward, terminated = store.column("reward").astype(np.float32), store.column("flags") & TERMINATED != 0
+            value, known = returns_to_go(reward, terminated, store.offsets, self.model.gamma)
+            for name, logged in (("reward", reward), ("value", value[known])):
+                head = getattr(self.model, name)
+                if not hasattr(head, "low"):  # a regression has no ends
+                    continue
+                low, high = head.decode(torch.tensor([head.low, head.high])).tolist()
+                least, most = float(logged.min(initial=0)), float(logged.max(initial=0))
+                if least < low * 1.001 or most > high * 1.001:
+                    raise UserError(
+                        f"the {name}s of {store.card['game']} in the log go from {least:g} to {most:g}, and "
+                        f"model.{name} from {low:g} to {high:g}: give model.{name}.low=... and model.{name}.high=..., "
+                        f"best with model.{name}.transform=h where games differ, or learner.clip_rewards=true"
+                    )
 
     def on_fit_start(self) -> None:
         """Make the target network, as the checkpoint has it or equal to the model."""
@@ -231,18 +252,16 @@ class MuZeroLearner(Learner):
 
     def validation_step(self, segment: Segment, batch_idx: int) -> None:
         """The losses of held-out play, whose policy is the logged one."""
-        _, metrics = self.model.loss(self._clipped(segment), torch.Generator(self.device).manual_seed(batch_idx))
-        for name, value in metrics.items():
-            if name != "window_loss":
-                if name not in self.means:
-                    self.means[name] = MeanMetric().to(self.device)
-                self.means[name].update(value.float())
+        for game, windows in self.means.parts(segment):
+            _, metrics = self.model.loss(self._clipped(windows), torch.Generator(self.device).manual_seed(batch_idx))
+            for name, value in metrics.items():
+                if name != "window_loss":
+                    self.means.add(game, name, value)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means, and the step as the score."""
-        for name, metric in self.means.items():
-            self.log(f"val/{name}", metric.compute(), sync_dist=True)
-            metric.reset()
+        for name, value in over_games(self.means.finish()).items():
+            self.log(f"val/{name}", value, sync_dist=True)
         self.log("val/newest", float(self.global_step))
 
     def _clipped(self, segment: Segment) -> Segment:

@@ -1,17 +1,18 @@
 """What all learners of policies share: building and loading a policy, which rows of a log count, and the optimiser."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from worldmodels.config import build_policy, read_checkpoint
+from worldmodels.data.mixing import logged_actions
 from worldmodels.data.sampling import even_windows
 from worldmodels.learners.base import Learner
+from worldmodels.learners.means import over_games
 from worldmodels.learners.world_model import decay_groups
 from worldmodels.models.actor_critic import RecurrentPolicy
 from worldmodels.types import Segment, UserError
@@ -45,6 +46,21 @@ def typical_frames(store: Any) -> Tensor:
     """Frames (N, C, H, W) uint8, evenly spaced over the training episodes of a store."""
     starts = even_windows(store, store.splits["train"], FRAMES, 1)
     return store.read(starts, 1).obs[:, 0]
+
+
+def check_action_lists(actions: Any) -> None:
+    """Refuse what is no list of actions, nor one for each of several games by its name."""
+    for mine in actions.values() if isinstance(actions, Mapping) else [actions]:
+        if not isinstance(mine, list | tuple) or any(type(action) is not int for action in mine):
+            raise UserError(f"learner.actions={actions} must be a list of indices into ALE's 18, such as [0,3,4]")
+
+
+def check_logged(actions: Any, store: Any) -> None:
+    """Refuse actions that nobody took in the log of a game, from which nothing would be learned."""
+    for game, logged in logged_actions(store).items():
+        mine = actions.get(game, []) if isinstance(actions, Mapping) else actions
+        if not set(logged) & set(mine):
+            raise UserError(f"learner.actions={actions} are none of the log of {game}, which holds {logged}")
 
 
 class Apart:
@@ -99,10 +115,9 @@ class PolicyLearner(Learner):
             raise UserError(f"learner.least_ahead={least} must be a number of points, or null for all rows")
         if type(hp["life_loss_ends"]) is not bool:
             raise UserError(f"learner.life_loss_ends={hp['life_loss_ends']} must be true or false")
-        if not isinstance(hp["actions"], list | tuple) or any(type(action) is not int for action in hp["actions"]):
-            raise UserError(f"learner.actions={hp['actions']} must be a list of indices into ALE's 18, such as [0,3,4]")
+        check_action_lists(hp["actions"])
         self.model = build_policy(hp["model"], hp["card"], hp["actions"])
-        self.means: Any = nn.ModuleDict()
+        self.means = self.new_means()
 
     def prepare(self, data: Any, resumed: bool) -> None:
         """Refuse windows that are all burn-in and actions that nobody took; show the encoder the log's frames."""
@@ -114,9 +129,7 @@ class PolicyLearner(Learner):
             )
         if self.hparams.get("least_ahead") is not None and data.outcomes is None:
             raise UserError("learner.least_ahead needs to be told over how many steps: give data.ahead=N")
-        logged = np.unique(data.store.column("action")).tolist()
-        if not set(logged) & set(self.hparams["actions"]):
-            raise UserError(f"learner.actions={self.hparams['actions']} are none of the log's, which holds {logged}")
+        check_logged(self.hparams["actions"], data.store)
         if not resumed:
             self.model.encoder.know(typical_frames(data.store))
 
@@ -130,17 +143,10 @@ class PolicyLearner(Learner):
         """Rewards as they are learned from."""
         return reward.sign() if self.hparams["clip_rewards"] else reward
 
-    def gather(self, name: str, values: Tensor, weights: Tensor | float = 1.0) -> None:
-        """Add to the mean of a figure of this validation, which is the same however windows are cut into batches."""
-        if name not in self.means:
-            self.means[name] = MeanMetric().to(self.device)
-        self.means[name].update(values.float(), weights)
-
     def on_validation_epoch_end(self) -> None:
         """Log the means."""
-        for name, metric in self.means.items():
-            self.log(f"val/{name}", metric.compute(), sync_dist=True)
-            metric.reset()
+        for name, value in over_games(self.means.finish()).items():
+            self.log(f"val/{name}", value, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """One AdamW, and the schedule by step."""

@@ -178,7 +178,7 @@ class DiffusionWorldModel(nn.Module):
         """
         self._check(segment, self.min_length)
         tail = segment.steps(max(0, segment.length - self.min_length - self.denoiser.history), segment.length)
-        game = None if self.games is None else self.games.withheld(self.games.rows(segment), generator)
+        game = None if self.games is None else self.games.rows(self.games.withheld(segment, generator))
         denoising, seen, each = self.denoiser.loss(tail, generator, game)
         if self.reward_length:
             segment = segment.steps(max(0, segment.length - self.reward_length), segment.length)

@@ -4,11 +4,15 @@ Legend: B rows, G games, A = 18 actions.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from worldmodels.types import ACTIONS, Segment, UserError, game_key
+
+NOBODY = -1
+"""In place of a `game_key`, where it is not said which game it is."""
 
 
 class Games(nn.Module):
@@ -60,11 +64,17 @@ class Games(nn.Module):
         same = key[:, None] == self.keys
         return torch.where(same.any(1), same.int().argmax(1) + 1, 0)
 
-    def withheld(self, rows: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """`rows` (B,) as the networks are told them: in training some at random are 0."""
-        if not self.training or not self.unknown:
-            return rows
-        return torch.where(torch.rand(rows.shape, generator=generator, device=rows.device) < self.unknown, 0, rows)
+    def withheld(self, segment: Segment, generator: torch.Generator | None = None) -> Segment:
+        """A segment as the networks are told of it: in training some of its windows are of a game that nobody knows."""
+        if not self.training or not self.unknown or "game" not in segment.side:
+            return segment
+        key = segment.side["game"]
+        drawn = torch.rand(key.shape, generator=generator, device=key.device) < self.unknown
+        return replace(segment, side=segment.side | {"game": torch.where(drawn, NOBODY, key)})
+
+    def has(self, segment: Segment) -> Tensor:
+        """Which of the actions of a segment its games have, (B, T) bool."""
+        return self.legal[self.rows(segment)].gather(1, segment.action)
 
     def refuse_illegal(self, rows: Tensor, action: Tensor) -> None:
         """Refuse actions (B,) that the games of their rows do not have.

@@ -66,7 +66,7 @@ class Portable(NamedTuple):
 def describe(
     model: Mapping[str, Any],
     card: Mapping[str, Any],
-    actions: list[int] | None = None,
+    actions: list[int] | Mapping[str, list[int]] | None = None,
     run: Mapping[str, Any] | None = None,
     source: Mapping[str, Any] | None = None,
     transform: Mapping[str, Any] | None = None,
@@ -77,12 +77,14 @@ def describe(
     Args:
         model: settings for `config.build`, or of a policy for `config.build_policy`.
         card: dataset card of the log that it learned from.
-        actions: of a policy, the indices into the 18-action set that it may take; None for a world model.
+        actions: of a policy, the indices into the 18-action set that it may take, of several games by the name of each;
+            None for a world model.
         run: what its training recorded.
         source: where the weights were before.
         transform: of frames, with which the log was read (data/transforms.py).
         licence: of the weights, by the hub's name for it.
     """
+    legal = card["action_set"] if actions is None else actions
     names = ("frame_skip", "sticky_prob", "noop_max", "fire_reset", "episodic_life", "time_limit")
     protocol = {name: card[name] for name in names} | {
         "max_pool": card["obs"]["max_pool"],
@@ -94,7 +96,7 @@ def describe(
         "written_by": f"worldmodels {__version__}",
         "kind": KINDS[actions is not None],
         "model": dict(model),
-        "actions": {"vocabulary": ACTIONS, "legal": list(card["action_set"] if actions is None else actions)},
+        "actions": {"vocabulary": ACTIONS, "legal": dict(legal) if isinstance(legal, Mapping) else list(legal)},
         "card": dict(card),
         "card_sha256": card_digest(card),
         "protocol": protocol,
