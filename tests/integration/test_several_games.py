@@ -71,7 +71,7 @@ def metrics(folder: Path) -> dict:
 
 def is_mean_over_games(final: dict, name: str) -> None:
     games = [final[f"{game}/{name}"] for game in ("catch", "freeway")]
-    assert games[0] != games[1] and final[name] == pytest.approx(np.mean(games), rel=1e-5)
+    assert final[name] == pytest.approx(np.mean(games), rel=1e-5)
 
 
 def test_a_world_model_of_two_games(ok, stores: tuple[Path, Path], tmp_path: Path) -> None:
@@ -80,6 +80,7 @@ def test_a_world_model_of_two_games(ok, stores: tuple[Path, Path], tmp_path: Pat
     final = metrics(run)["final"]
     for name in ("rollout_psnr_changed", "psnr_changed_1", "psnr_changed_2"):
         is_mean_over_games(final, name)
+        assert final[f"catch/{name}"] != final[f"freeway/{name}"]
     assert metrics(run)["best_rollout_psnr_changed_db"] >= final["rollout_psnr_changed"] - 1e-6
     with (run / "metrics.csv").open() as file:
         assert {"val/catch/psnr_changed_1", "val/freeway/rollout_psnr_changed"} <= set(next(csv.reader(file)))
@@ -150,7 +151,7 @@ def test_a_new_game_begins_with_what_games_have_in_common(ok, refused, stores, t
 
 
 def test_a_muzero_of_two_games(ok, refused, stores: tuple[Path, Path], tmp_path: Path) -> None:
-    """Points as logged, of one head that covers both games; each is searched, played and refused by its own actions."""
+    """Points as logged, of one head that covers both games; each is searched, and played, with its own actions."""
     run = tmp_path / "run"
     wide = ["model.reward={low: -500, high: 500, bins: 51, transform: h}", "learner.clip_rewards=false"]
     wide += ["model.value={low: -999, high: 999, bins: 51, transform: h}", "head@model.value=two_hot"]
@@ -191,7 +192,7 @@ def test_policies_of_two_games(ok, refused, stores: tuple[Path, Path], tmp_path:
     more = ["head@model.head=mse", "trainer.max_steps=2", "data.batch_size=8", "data.weights.game=0"]
     if learner == "actor_critic":
         ok("train", *WORLD, both(stores), f"out={tmp_path / 'world'}", "trainer.max_steps=2")
-        more += [f"learner.world_model={tmp_path / 'world' / 'best.ckpt'}"]
+        more += [f"learner.world_model={tmp_path / 'world' / 'best.ckpt'}"]  # which refuses other games' actions
     run = tmp_path / "run"
     ok("train", *QUICK, f"experiment=catch_{learner}", *more, both(stores), f"out={run}")
     name = {"cloning": "log_likelihood", "offline_q": "loss", "actor_critic": "imagined_return"}[learner]
