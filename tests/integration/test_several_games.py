@@ -132,8 +132,10 @@ def test_a_checkpoint_without_games_is_as_before(ok, stores: tuple[Path, Path], 
     ok("train", *plain, f"store={stores[0]}", f"out={tmp_path / 'run'}", "trainer.max_steps=4")
     path = tmp_path / "run" / "last.ckpt"
     stored = torch.load(path, weights_only=True)
-    assert "games" not in stored["hyper_parameters"]["model"]
+    assert stored["hyper_parameters"]["model"].pop("games") is None
     assert not [name for name in stored["state_dict"] if "game" in name]
+    torch.save(stored, path)
+    same(load_learner(path).state_dict(), stored["state_dict"])
     assert "resuming" in ok("train", *plain, f"store={stores[0]}", f"out={tmp_path / 'run'}")
     assert metrics(tmp_path / "run")["final"].keys() == {"psnr_changed_1", "psnr_changed_2", "rollout_psnr_changed"}
 
@@ -215,6 +217,7 @@ def test_bad_settings_are_told_in_a_sentence(refused, stores: tuple[Path, Path],
     plain = [s for s in WORLD if "games" not in s]
     for setting, told in (
         ("model.games={unknown: 2}", "model.games.unknown=2 must be a share"),
+        ("model.games=true", "must be null or have settings, such as model.games={unknown: 0.1}"),
         ("model.games={embed: true}", "unexpected keyword argument 'embed'"),
         ("model.games={actions: {catch: [40]}}", "the actions of catch are [40]"),
     ):

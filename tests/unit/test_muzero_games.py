@@ -155,6 +155,32 @@ def test_values_far_apart_are_surprising_alike() -> None:
     assert surprise.max() < 600, "in the values themselves it would be some 10,000"
 
 
+def test_points_of_one_game_may_be_a_hundred_times_those_of_another() -> None:
+    """The same frames, and rewards and values that only the game tells, of heads that cover both."""
+    torch.manual_seed(0)
+    wide = "low: -500, high: 500, bins: 51, transform: h"
+    heads = ["head@model.reward=two_hot", "head@model.value=two_hot"]
+    heads += [f"model.reward={{{wide}}}", f"model.value={{{wide}}}", "model.games={unknown: 0.0}"]
+    model = muzero(*heads, actions=ACTIONS)
+    alike = SEGMENT.rows(torch.tensor([0, 0]))
+    known, policy = torch.ones(2, 16, dtype=torch.bool), torch.zeros(2, 16, 18)
+    policy[..., 0] = 1
+    points = torch.tensor([[1.0], [100.0]]).expand(2, 16)
+    game = of(SEGMENT, "pong", "breakout", "pong").side["game"][:2]
+    side = {POLICY: policy, VALUE: 2 * points, KNOWN: known, "game": game}
+    segment = replace(alike, reward=points, terminated=torch.zeros(2, 16, dtype=torch.bool), side=side)
+    model.search_value, optimizer = 1.0, torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for k in range(180):
+        loss, _ = model.loss(segment, generator(k))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    state = model.eval().start(segment.steps(0, 3))
+    torch.testing.assert_close(model.roots(state)[1], 2 * points[:, 0], atol=4.0, rtol=0.0)
+    _, step = model.step(state, torch.zeros(2, dtype=torch.long), generator())
+    torch.testing.assert_close(step.reward_mean, points[:, 0], atol=4.0, rtol=0.0)
+
+
 def test_games_are_those_of_the_actions() -> None:
     with pytest.raises(UserError, match=r"model.games needs the actions of each game by its name"):
         muzero("model.games={unknown: 0.1}", actions=[0, 3])

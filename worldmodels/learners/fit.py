@@ -69,7 +69,8 @@ def fit(
     known = ((stored or {}).get("model", {}).get("games") or {}).get("actions")
     settings = {**settings, "model": told_games(settings["model"], known)}
     if stored is not None:
-        if told_games(stored["model"]) != settings["model"]:
+        before = {"games": None}  # checkpoints of earlier versions do not have the setting
+        if before | stored["model"] != before | settings["model"]:
             raise UserError(f"{out} holds a run of another model; give another out=DIR, or resume=never to begin again")
         asked = settings["learner"].get("_target_")
         if (begun := _begun_with(out, "learner._target_")) not in (None, asked):
@@ -149,14 +150,15 @@ def legal_actions(store: Any) -> dict[str, list[int]]:
     return actions
 
 
-def told_games(model: Mapping[str, Any], actions: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def told_games(model: Mapping[str, Any], actions: Mapping[str, Any] | None) -> dict[str, Any]:
     """The settings of a model with the `actions` of each game, where it is to know games and was not told them.
 
     They are kept with it, for what is called by which name must not change with the stores at hand.
     """
-    model = dict(model)
-    games = model.pop("games", None)  # checkpoints of earlier versions do not have the setting
-    return model if games is None else model | {"games": ({"actions": actions} if actions else {}) | games}
+    games = model.get("games")
+    if games is not None and not isinstance(games, Mapping):
+        raise UserError(f"model.games={games} must be null or have settings, such as model.games={{unknown: 0.1}}")
+    return {**model, "games": {"actions": actions, **games}} if games is not None and actions else dict(model)
 
 
 def check_learner(settings: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from worldmodels.models.muzero_loss import loss_of
 from worldmodels.nn.equivariant import expand_once
-from worldmodels.nn.games import Games, embedding
+from worldmodels.nn.games import Games
 from worldmodels.nn.heads import wide
 from worldmodels.nn.latent import Blend, Dynamics, PolicyHead, Probe, Projector, Readout, Representation, scaled
 from worldmodels.nn.latent_symmetric import (
@@ -171,7 +171,9 @@ class MuZero(nn.Module):
         if parts and shape.channels % n:
             raise UserError(f"{shape.channels} channels of the latent image are no fields of symmetry={symmetry}: {n}")
         # the same in all the channels of a field, which breaks no symmetry
-        self.game = embedding(len(self.games), shape.channels // n) if games is not None and self.games else None
+        self.game = None
+        if games is not None and self.games is not None:
+            self.game = nn.Embedding(len(self.games), shape.channels // n)
         still = {"representation", "dynamics"} <= parts
         self.dynamics: Any = (
             SymmetricDynamics(self.group, table, shape, **dynamics)

@@ -12,7 +12,6 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodels.nn.games import embedding
 from worldmodels.nn.recurrent import init_lstm
 from worldmodels.nn.unet import Encoder, conv3x3
 from worldmodels.ops.categorical import symlog_bins, two_hot
@@ -105,7 +104,7 @@ class RewardModel(nn.Module):
         self.register_buffer("bins", symlog_bins(1 if rewards == "sign" else 14), persistent=False)
         self.ends = 2 if life_loss == "apart" else 1
         self.action_embedding = nn.Embedding(num_actions, cond_channels)
-        self.game = embedding(games, cond_channels) if games else None
+        self.game = nn.Embedding(games, cond_channels) if games else None
         self.conv_in = conv3x3(2 * image_channels * patch**2, channels[0])
         self.encoder = Encoder(channels, depths, cond_channels, attention, middle, normed_skip)
         side = image_size // patch

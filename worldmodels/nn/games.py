@@ -87,10 +87,3 @@ class Games(nn.Module):
             k = int(wrong.nonzero()[0, 0])
             name, names = self.names[int(rows[k]) - 1], [ACTIONS[a] for a in self.legal[rows[k]].nonzero()[:, 0]]
             raise UserError(f"{ACTIONS[int(action[k])]} is no action of {name}, which has {', '.join(names)}")
-
-
-def embedding(games: int, width: int) -> nn.Embedding:
-    """A vector for each row of a vocabulary, that says nothing before it has learned to."""
-    rows = nn.Embedding(games, width)
-    nn.init.zeros_(rows.weight)
-    return rows
