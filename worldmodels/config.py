@@ -90,14 +90,17 @@ def build(cfg: Mapping[str, Any], **extra: Any) -> Any:
 
 
 def build_policy(
-    model: Mapping[str, Any], card: Mapping[str, Any], actions: Sequence[int], kind: str = "policy"
+    model: Mapping[str, Any],
+    card: Mapping[str, Any],
+    actions: Sequence[int] | Mapping[str, Sequence[int]],
+    kind: str = "policy",
 ) -> Any:
     """The policy that `model` describes, for frames as those of the dataset card.
 
     Args:
         model: settings for `build`, with those of its heads among them.
         card: of the log that it learns from.
-        actions: indices into the 18-action set that it may take.
+        actions: indices into the 18-action set that it may take, or those of each game by its name.
         kind: of `HEADS`.
 
     Raises:

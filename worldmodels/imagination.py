@@ -30,8 +30,8 @@ def imagine(
     Returns:
         A segment of T transitions whose obs[:, 0] is the last frame of `start`. Reward and terminated are drawn; their
         means are the side columns `reward_mean` and `terminated_mean` (B, T) float32; where the model tells lost lives
-        apart, `life_loss` and `life_loss_mean` are beside them. mask is false after an imagined
-        termination: the model goes on there, but the episode is over.
+        apart, `life_loss` and `life_loss_mean` are beside them, and `game` where `start` tells it. mask is false after
+        an imagined termination: the model goes on there, but the episode is over.
     """
     state, memory = model.start(start), policy.start(start.batch_size)
     frame = start.obs[:, -1]
@@ -51,6 +51,7 @@ def imagine(
     terminated = column("terminated")
     alive = torch.ones_like(terminated)
     alive[:, 1:] = ~terminated[:, :-1].cummax(dim=1).values
+    side = {name: column(name) for name in SIDE if getattr(steps[0], name) is not None}
     return Segment(
         obs=torch.stack(frames, dim=1),
         action=torch.stack(actions, dim=1),
@@ -59,7 +60,7 @@ def imagine(
         truncated=column("truncated"),
         mask=alive,
         next_mask=alive,
-        side={name: column(name) for name in SIDE if getattr(steps[0], name) is not None},
+        side=side | {name: start.side[name] for name in ("game",) if name in start.side},
     )
 
 

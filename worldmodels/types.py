@@ -6,6 +6,7 @@ Row t of an episode or segment is (obs_t, action_t, reward received after action
 Actions are always indices into ALE's 18-action set, whatever set the log used.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -19,6 +20,12 @@ ACTIONS = (
     "UPRIGHTFIRE UPLEFTFIRE DOWNRIGHTFIRE DOWNLEFTFIRE"
 ).split()
 """Names of ALE's full action set, by index."""
+
+
+def game_key(name: str) -> int:
+    """The number that stands for a game in tensors: of its name alone, so that no list of games must be agreed on."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+
 
 State = dict[str, Tensor]
 """What a model or a policy carries between steps: batch first, opaque. `{k: v[i]}` gathers rows."""
@@ -73,7 +80,8 @@ class Segment:
         truncated: (B, T) bool.
         mask: (B, T) bool, true where row t is real (false: padding before an episode's start or past its end).
         next_mask: (B, T) bool, true where obs[:, t+1] truly follows row t.
-        side: any other column by name, batch first (life_loss (B, T) bool among them).
+        side: any other column by name, batch first; of logged play `life_loss` (B, T) bool and `game` (B,) int64, the
+            `game_key` of its game.
     """
 
     obs: Tensor
@@ -114,7 +122,7 @@ class Segment:
         return Segment(self.obs[:, start : stop + 1], *cut, side=side)
 
 
-PER_WINDOW = frozenset({"store", "starts", "importance", "goal", "goal_offset"})
+PER_WINDOW = frozenset({"game", "store", "starts", "importance", "goal", "goal_offset"})
 """Columns of `side` that have one value a window, not one a row."""
 _COLUMNS = ("action", "reward", "terminated", "truncated", "mask", "next_mask")
 

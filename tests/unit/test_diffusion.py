@@ -29,6 +29,7 @@ def micro(**overrides) -> DiffusionWorldModel:
     network = {"context": 4, "cond_channels": 16, "channels": [8, 8], "depths": [1, 1], "attention": [False, False]}
     denoiser = {"network": network, **overrides.pop("denoiser", {})}
     reward = {"cond_channels": 8, "channels": [8, 8], "depths": [1, 1], "attention": [False, False], "lstm": 16}
+    reward |= overrides.pop("reward_model_settings", {})
     sampler = {"steps": 2, "sigma_min": 2e-3, "sigma_max": 5.0, **overrides.pop("sampler", {})}
     return DiffusionWorldModel(denoiser, reward, sampler, **{"image_size": 16, **overrides})
 

@@ -6,10 +6,11 @@ import torch
 
 from tests.unit.stores import episode, filled
 from worldmodels.data.card import make_card
-from worldmodels.data.mixing import Mixture, open_stores
+from worldmodels.data.mixing import Mixture, logged_actions, open_stores
+from worldmodels.data.sampling import even_windows, shared_windows
 from worldmodels.data.store import Store
 from worldmodels.data.transforms import Transform
-from worldmodels.types import Segment, UserError
+from worldmodels.types import Segment, UserError, game_key
 
 
 def other_game(path, count=4, game="pong", channels=3, side=8, colour="rgb", **fields):
@@ -72,6 +73,28 @@ def test_its_card(paths):
     assert mix.card["games"] == ["catch", "pong"] and mix.games.tolist() == [0] * 7 + [1] * 4 + [0] * 3
     assert mix.card["game"] == "catch" and mix.card["obs"]["channels"] == 1 and mix.card["obs"]["height"] == 4
     assert mix.card["action_set"] == list(range(18))
+
+
+def test_fixed_windows_are_shared_evenly_by_games(paths):
+    mix = Mixture(paths, Transform())
+    starts = shared_windows(mix, mix.games, np.arange(14), 8, 3)
+    games = mix.games[starts[:, 0]]
+    assert np.bincount(games).tolist() == [4, 4], "though one has more than twice the episodes"
+    assert all(set(games[k : k + 2]) == {0, 1} for k in range(0, 8, 2)), "each batch is of both"
+    assert len(np.unique(starts, axis=0)) == 8
+    one = shared_windows(mix, mix.games[:7], np.arange(7), 8, 3)
+    np.testing.assert_array_equal(one, even_windows(mix, np.arange(7), 8, 3))
+
+
+def test_a_window_and_an_action_are_of_a_game_by_name(paths):
+    mix, turned = Mixture(paths, Transform()), Mixture(paths[::-1], Transform())
+    key = {game: game_key(game) for game in ("catch", "pong")}
+    assert mix.read([(0, 0), (7, 0), (11, 0)], 2).side["game"].tolist() == [key["catch"], key["pong"], key["catch"]]
+    assert turned.read([(0, 0), (3, 0), (7, 0)], 2).side["game"].tolist() == [key["catch"], key["pong"], key["catch"]]
+    by_game = logged_actions(mix)
+    assert by_game == logged_actions(turned) and by_game.keys() == {"catch", "pong"}
+    assert by_game["pong"] == np.unique(Store.open(paths[1]).column("action")).tolist()
+    assert logged_actions(Store.open(paths[2])).keys() == {"catch"}
 
 
 def test_a_store_that_grows_moves_no_episode(paths):

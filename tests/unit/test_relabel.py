@@ -60,7 +60,7 @@ def test_the_rest_of_the_segment_is_untouched(store):
     before, after = store.read(starts, LENGTH), goals(store, starts, LENGTH)
     for name in ("obs", "action", "reward", "mask", "next_mask"):
         assert torch.equal(getattr(before, name), getattr(after, name))
-    assert set(after.side) == {"life_loss", "goal", "goal_offset"}
+    assert set(after.side) == {"life_loss", "game", "goal", "goal_offset"}
 
 
 def test_goals_depend_on_the_generator_alone(store):

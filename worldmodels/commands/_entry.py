@@ -102,15 +102,17 @@ def _trained(cfg: DictConfig) -> tuple[Any, dict[str, Any]]:
     """The policy of a checkpoint and the card of its log; a MuZero acts by its search, or by the one asked for."""
     from worldmodels.config import read_checkpoint
 
-    if "search" in read_checkpoint(cfg.checkpoint)["hyper_parameters"]:
+    given = read_checkpoint(cfg.checkpoint)["hyper_parameters"]
+    if "search" in given:
         from worldmodels.learners.acting import muzero_policy
 
-        return muzero_policy(cfg.checkpoint, plain(cfg.planner))
+        return muzero_policy(cfg.checkpoint, plain(cfg.planner), _game(cfg, given["card"]))
     from worldmodels.learners.policy import load_policy
 
     if cfg.planner:
         raise UserError(f"{cfg.checkpoint} holds no MuZero, which alone can search; leave planner=... out")
-    return load_policy(cfg.checkpoint)
+    policy, card = load_policy(cfg.checkpoint)
+    return policy.play(_game(cfg, card)), card
 
 
 def _game(cfg: DictConfig, card: dict[str, Any] | None) -> str:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from worldmodels.commands._results import write_metrics
 from worldmodels.config import build, command, plain, sized
+from worldmodels.types import ACTIONS
 
 CHECKPOINTS = 2  # best and last
 GIF_BYTES = 400_000
@@ -75,7 +76,10 @@ def _world_model(settings: dict[str, Any], device: str, precision: str, repeats:
     """The model, seconds a step and seconds a validation, on made-up play."""
     import torch
 
-    data, model = settings["data"], build(settings["model"]).to(device)
+    from worldmodels.learners.fit import told_games
+
+    known = told_games(settings["model"], {"any": range(len(ACTIONS))})
+    data, model = settings["data"], build(known).to(device)
     shape = (settings["model"]["image_channels"], *[settings["model"]["image_size"]] * 2)
     optimizer = torch.optim.AdamW(model.parameters())
     segment = _segment(data["batch_size"], data["length"], shape).to(device)

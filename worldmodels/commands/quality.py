@@ -36,6 +36,13 @@ def main(cfg: DictConfig) -> None:
             by_store[path] = _judge(given, part, out, f"_{k}", **models)
             print("\n".join([f"{path} ({by_store[path]['game']})", *summary(by_store[path]), ""]))
         figures = {"mean": mean_figures(list(by_store.values())), "stores": by_store}
+        if len(games := store.card["games"]) > 1:
+            of = {game: [part for part in by_store.values() if part["game"] == game] for game in games}
+            figures["games"] = {game: mean_figures(parts) for game, parts in of.items()}
+            for game, parts in of.items():
+                if len(parts) > 1:
+                    told = [f"mean over the {len(parts)} stores of {game}", *summary(figures["games"][game]), ""]
+                    print("\n".join(told))
         print("\n".join([f"mean over {len(by_store)} stores, each of which counts alike", *summary(figures["mean"])]))
     write_metrics(out, {**figures, "seconds": round(time.monotonic() - began, 1), "settings": settings})
 

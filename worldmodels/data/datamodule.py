@@ -18,7 +18,7 @@ from worldmodels.data.mixing import Mixture, open_stores
 from worldmodels.data.outcomes import Outcomes
 from worldmodels.data.priorities import BLOCK
 from worldmodels.data.relabel import future_goals
-from worldmodels.data.sampling import WindowSampler, even_windows
+from worldmodels.data.sampling import WindowSampler, shared_windows
 from worldmodels.data.scan import episode_returns
 from worldmodels.data.transforms import Transform
 from worldmodels.types import Segment, UserError
@@ -45,8 +45,8 @@ class StoreDataModule(LightningDataModule):
         left_padding: how many steps before its episode a training window may start.
         event_share: share of a training batch drawn around rewards and terminations.
         seed: of the stream of training batches.
-        validation: `windows` (how many), `length` and `batch_size` of validation and test windows; the latter two are
-            as in training where they are not given.
+        validation: `windows` (how many, each game having as many), `length` and `batch_size` of validation and test
+            windows; the latter two are as in training where they are not given.
         prefetch: batches that are read ahead, by one thread or by each worker.
         replacement: false shows every training window once before any comes again.
         weights: `game`, `recency` and `return`, as in `EpisodeWeights`.
@@ -150,7 +150,7 @@ class StoreDataModule(LightningDataModule):
             world,
             self.replacement,
             self.weights,
-            self.store.games[episodes] if isinstance(self.store, Mixture) else None,
+            self._games(episodes),
             self.priority,
             lag,
             self.event_rows,
@@ -172,13 +172,17 @@ class StoreDataModule(LightningDataModule):
         if self.best_share is None:
             return episodes
         returns = episode_returns(self.store)[episodes]
-        games = self.store.games[episodes] if isinstance(self.store, Mixture) else np.zeros(len(episodes))
+        games = self._games(episodes)
         chosen = []
         for game in np.unique(games):
             mine = np.flatnonzero(games == game)
             order = mine[np.argsort(-returns[mine], kind="stable")]
             chosen.append(order[: max(1, round(self.best_share * len(mine)))])
         return np.sort(episodes[np.concatenate(chosen)])
+
+    def _games(self, episodes: np.ndarray) -> np.ndarray:
+        """Number of the game of each episode."""
+        return self.store.games[episodes] if isinstance(self.store, Mixture) else np.zeros(len(episodes), np.int64)
 
     def _draws(self, sampler: WindowSampler) -> Iterator[Draw]:
         """What the batches from the first unused one on are made of."""
@@ -221,7 +225,8 @@ class StoreDataModule(LightningDataModule):
 
     def _windows(self, split: str) -> DataLoader:
         size, length = self.validation["batch_size"], self.validation["length"]
-        starts = even_windows(self.store, self._best(self._split(split)), self.validation["windows"], length)
+        episodes, windows = self._best(self._split(split)), self.validation["windows"]
+        starts = shared_windows(self.store, self._games(episodes), episodes, windows, length)
         batches = [starts[i : i + size] for i in range(0, len(starts), size)]
         reader = Reader(self.store, length, None, self.outcomes)
         rng = np.random.default_rng(0)  # nothing is drawn from it

@@ -130,6 +130,14 @@ def _place(part: Segment, rows: np.ndarray, count: int, columns: dict[str, np.nd
         columns[name][rows] = values
 
 
+def logged_actions(store: "Store | Mixture") -> dict[str, list[int]]:
+    """The actions that the log of each game holds, by its name, as sorted indices into the 18-action set."""
+    found: dict[str, set[int]] = {}
+    for part in store.stores if isinstance(store, Mixture) else [store]:
+        found.setdefault(part.card["game"], set()).update(np.unique(part.column("action")).tolist())
+    return {game: sorted(actions) for game, actions in sorted(found.items())}
+
+
 def check_fits(data: Card, other: Card, what: str, same_game: bool = True, mend: str | None = None) -> None:
     """As `check_compatible`, and for each of several games; tells of the setting that mends it where there is one.
 

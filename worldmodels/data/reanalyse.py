@@ -72,12 +72,11 @@ def search_rows(
 def _searched(
     model: MuZero, segment: Segment, rows: Sequence[int], flat: Tensor, search: Planner | None, noise: Tensor | None
 ) -> Searched:
-    frames, action, real = (x[flat] for x in model.contexts(segment, rows))
-    state = model.fresh(model.represent(frames, action, real))
+    state = model.root(*(x[flat] for x in model.contexts(segment, rows)))
     root = Root(*model.roots(state), state)
     if search is None:
         check(root, 1, None)
-        place = model.index[segment.action[:, list(rows)]].flatten()[flat]
+        place = model.places(segment)[:, list(rows)].flatten()[flat]
         return Searched(F.one_hot(place, len(model.actions)).float(), root.value.float())
     found = search(model.recurrent, root, noise=noise)
     return Searched(found.action_weights.float(), found.value.float())
@@ -150,7 +149,7 @@ class ReanalyseDataModule(StoreDataModule):
         number = offsets[starts[:, 0]] + starts[:, 1]
         number = number[:, None] + np.arange(batch.length)  # of each row among all; padding has some other's
         policy, value, known, step = (torch.from_numpy(x[number.clip(0, len(x) - 1)]).to(device) for x in self._logged)
-        place = model.index[batch.action]
+        place = model.places(batch)
         logged = F.one_hot(place.clamp(min=0), len(model.actions)).float()
         stored = step >= 0
         policy = torch.where(stored[..., None], policy, logged)

@@ -170,5 +170,24 @@ def even_windows(store: Store | Mixture, episodes: Sequence[int] | np.ndarray, c
     return np.stack([episodes[which], start], 1)
 
 
+def shared_windows(
+    store: Store | Mixture, games: np.ndarray, episodes: np.ndarray, count: int, length: int
+) -> np.ndarray:
+    """As `even_windows` of each game alike, one at least, and so that every batch of them is of all games.
+
+    Args:
+        store: of the episodes.
+        games: (n,) int64, number of the game of each.
+        episodes: (n,) int64.
+        count: windows at most, where it is not less than there are games.
+        length: of each.
+    """
+    each, left = divmod(count, max(1, len(np.unique(games))))
+    shares = [(episodes[games == game], max(1, each + (k < left))) for k, game in enumerate(np.unique(games))]
+    parts = [even_windows(store, mine, share, length) for mine, share in shares]
+    place = np.concatenate([(np.arange(len(part)) + 0.5) / len(part) for part in parts])
+    return np.concatenate(parts)[place.argsort(kind="stable")]
+
+
 def _last_start(lengths: np.ndarray, length: int, first: int) -> np.ndarray:
     return np.maximum(lengths - length, first)

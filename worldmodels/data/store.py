@@ -54,7 +54,7 @@ from worldmodels.data.segments import (
     read_column,
 )
 from worldmodels.data.splits import kept_splits
-from worldmodels.types import Episode, Segment, UserError
+from worldmodels.types import Episode, Segment, UserError, game_key
 
 SEGMENT_FRAMES = 65_536
 T = TypeVar("T")
@@ -310,7 +310,8 @@ class Store:
 
         Returns:
             A segment with T+1 frames a row. `next_mask` is true at an episode's last row only where the source logged
-            the frame after it, which is then the next row of `obs`. `side` holds `life_loss` (B, T) bool.
+            the frame after it, which is then the next row of `obs`. `side` holds `life_loss` (B, T) bool and
+            `game` (B,) int64 (`types.game_key`).
 
         Raises:
             IndexError: there is no such episode.
@@ -360,7 +361,8 @@ class Store:
         fields = (column["action"].astype(np.int64), column["reward"], *split_flags(column["flags"]), mask, next_mask)
         action, reward, terminated, truncated, life_loss, mask, next_mask = map(torch.from_numpy, fields)
         segment = (torch.from_numpy(obs), action, reward, terminated, truncated, mask, next_mask)
-        return Segment(*segment, side={"life_loss": life_loss})
+        game = torch.from_numpy(np.full(b, game_key(self.card["game"])))
+        return Segment(*segment, side={"life_loss": life_loss, "game": game})
 
     def _at(self, catalog: Catalog, segment: int, row: int) -> tuple[Any, int]:
         """What reads the episode that the catalog has there, and its first row for that reader."""

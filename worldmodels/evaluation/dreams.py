@@ -14,7 +14,7 @@ from worldmodels.data.store import Store
 from worldmodels.evaluation.pictures import difference, montage, strip, write_gif, write_mp4
 from worldmodels.evaluation.rollouts import track
 from worldmodels.imagination import imagine
-from worldmodels.types import Episode, Policy, Segment, UserError, WorldModel
+from worldmodels.types import PER_WINDOW, Episode, Policy, Segment, UserError, WorldModel
 
 STRIP = (0, 1, 2, 4, 8, 16, 32, 50)
 """Steps that a strip shows."""
@@ -52,7 +52,7 @@ def dream(
         context = batch.steps(0, burn_in)
         s = imagine(model, policy(batch), context, windows.length - burn_in, generator).to("cpu")
         columns = {"obs": s.obs, "action": s.action, "reward": s.reward, "terminated": s.terminated, "mask": s.mask}
-        done.append({**columns, **s.side})
+        done.append({**columns, **{k: v for k, v in s.side.items() if k not in PER_WINDOW}})
     return {name: torch.cat([part[name] for part in done]) for name in done[0]}
 
 

@@ -11,7 +11,7 @@ from worldmodels.learners.muzero import load_muzero, searching
 from worldmodels.models.muzero import MuZero
 from worldmodels.planning.policy import SearchPolicy
 from worldmodels.planning.tree import Root
-from worldmodels.types import State
+from worldmodels.types import RecurrentOutput, State, UserError
 
 PRIOR = {"_target_": "worldmodels.planning.planners.prior"}
 
@@ -21,10 +21,16 @@ class Eyes:
 
     Args:
         model: in evaluation mode.
+        game: that is played, by name. A model of several games sees, and is searched with, its actions alone.
     """
 
-    def __init__(self, model: MuZero) -> None:
+    def __init__(self, model: MuZero, game: str | None = None) -> None:
         self.model = model
+        self.row = 0 if model.games is None or game is None else model.games.row(game)
+        self.places = torch.arange(len(model.actions))
+        if model.games is not None:
+            self.places = model.games.legal[self.row].nonzero()[:, 0].cpu()
+        self.actions = [model.actions[k] for k in self.places.tolist()]
 
     def begin(self, n: int) -> State:
         """The state of `n` rows that have seen nothing: `frames`, `real` and `places` of F - 1 steps, and `taken`."""
@@ -43,15 +49,22 @@ class Eyes:
         frames = torch.cat([state["frames"], observation[:, None]], 1)
         now = torch.ones(len(frames), 1, dtype=torch.bool, device=frames.device)
         real = torch.cat([state["real"], now], 1)
-        places = torch.cat([state["places"], state["taken"][:, None]], 1)[:, 1:]
-        root = model.fresh(model.represent(frames, places, real))
+        own = self.places.to(frames.device)
+        places = torch.cat([state["places"], own[state["taken"]][:, None]], 1)[:, 1:]
+        root = model.root(frames, places, real, torch.full_like(places[:, 0], self.row) if self.row else None)
         logits, value = model.roots(root)
         after = {"frames": frames[:, 1:], "real": real[:, 1:], "places": places, "taken": state["taken"]}
-        return Root(logits, value, root), after
+        return Root(logits[:, own], value, root), after
+
+    def recurrent(self, state: State, action: Tensor) -> tuple[RecurrentOutput, State]:
+        """`MuZero.recurrent` with the actions of the game alone."""
+        own = self.places.to(action.device)
+        output, state = self.model.recurrent(state, own[action])
+        return output._replace(prior_logits=output.prior_logits[:, own]), state
 
 
 def muzero_policy(
-    checkpoint: str | Path, planner: Mapping[str, Any] | None = None
+    checkpoint: str | Path, planner: Mapping[str, Any] | None = None, game: str | None = None
 ) -> tuple[SearchPolicy, dict[str, Any]]:
     """The policy of a checkpoint, and the dataset card of its log.
 
@@ -59,25 +72,38 @@ def muzero_policy(
         checkpoint: of a `MuZeroLearner`.
         planner: settings of the search, as conf/planner has them; by default those that it was trained with and, for a
             clone, its policy without a search. With a search the best action is taken, without one it is drawn.
+        game: that it is to play, by name; by default the only one that it learned.
 
     Raises:
         UserError: as `load_muzero`.
     """
     model, given = load_muzero(checkpoint)
     settings = dict(planner or given["search"] or PRIOR)
-    return as_policy(model, settings), given["card"]
+    return as_policy(model, settings, game=game), given["card"]
 
 
-def as_policy(model: MuZero, settings: Mapping[str, Any], noise: bool | None = None) -> SearchPolicy:
+def as_policy(
+    model: MuZero, settings: Mapping[str, Any], noise: bool | None = None, game: str | None = None
+) -> SearchPolicy:
     """A model as a policy.
 
     Args:
         model: in evaluation mode.
         settings: of the search.
         noise: whether it explores; by default only where there is no search.
+        game: that it is to play, by name; by default the only one that it learned.
+
+    Raises:
+        UserError: it learned other games, or several and none is given.
     """
-    eyes, search = Eyes(model), searching(settings)
+    if model.games is not None:
+        names = model.games.names
+        game = names[0] if game is None and len(names) == 1 else game
+        if game not in names:
+            raise UserError(f"the model plays {' and '.join(names)}, and not {game}; say which of them is played")
+    eyes, search = Eyes(model, game), searching(settings)
     assert search is not None
     noise = settings["_target_"] == PRIOR["_target_"] if noise is None else noise
 
-    return SearchPolicy(eyes.begin, eyes.see, model.recurrent, search, model.actions, noise)
+    step = model.recurrent if model.games is None else eyes.recurrent
+    return SearchPolicy(eyes.begin, eyes.see, step, search, eyes.actions, noise)

@@ -183,12 +183,13 @@ class ActorCriticLearner(PolicyLearner):
 
     def validation_step(self, segment: Segment, batch_idx: int) -> None:
         """The discounted return of dreams from held-out starts, until they end or the horizon comes."""
-        generator = torch.Generator(self.device).manual_seed(self.hparams["seed"] + batch_idx)
-        rollout = self.dream(segment, 0, generator)
         worth = self.hparams["gamma"] ** torch.arange(self.hparams["horizon"], device=self.device)
-        returns = (rollout["reward"] * rollout["alive"] * worth).sum(1)
-        self.gather("imagined_return", returns, rollout["alive"][:, 0].float())
-        self.gather("imagined_length", rollout["alive"].sum(1).float(), rollout["alive"][:, 0].float())
+        for game, windows in self.means.parts(segment):
+            generator = torch.Generator(self.device).manual_seed(self.hparams["seed"] + batch_idx)
+            rollout = self.dream(windows, 0, generator)
+            returns, began = (rollout["reward"] * rollout["alive"] * worth).sum(1), rollout["alive"][:, 0].float()
+            self.means.add(game, "imagined_return", returns, began)
+            self.means.add(game, "imagined_length", rollout["alive"].sum(1).float(), began)
 
     @torch.no_grad()
     def dream(self, segment: Segment, spare: int, generator: torch.Generator) -> Rollout:
@@ -202,7 +203,8 @@ class ActorCriticLearner(PolicyLearner):
         Returns:
             Of B rows: `stacks` (B, H+1, N*C, H, W) uint8 as the encoder sees them; `memory` (B, H+1, 2 D) before
             each; `fresh` (B, H+1), true where a row began anew; `action`, `reward`, `terminated`, `stop`, `alive`
-            (B, H); `next_value` (B, H), which counts where a row is stopped by the model.
+            (B, H); `next_value` (B, H), which counts where a row is stopped by the model; of several games `legal`
+            (B, H, A), the actions of each row's.
         """
         horizon, model, policy = self.hparams["horizon"], self.teacher, self.model
         context, count = segment.steps(0, segment.length - 1), segment.batch_size - spare
@@ -210,6 +212,9 @@ class ActorCriticLearner(PolicyLearner):
             worlds, memories = model.start(context), policy.burn_in(context)
             world, memory = ({k: v[:count] for k, v in state.items()} for state in (worlds, memories))
             frame, used = context.obs[:count, -1], count
+            legal = legals = policy.legal_in(context)
+            if legals is not None:
+                legal = legals[:count]
             real = segment.mask[:, -1]  # no start is behind the end of an episode
             alive, fresh = real[:count], torch.ones_like(real[:count])
             columns: dict[str, list[Tensor]] = {}
@@ -221,7 +226,9 @@ class ActorCriticLearner(PolicyLearner):
             for _ in range(horizon):
                 note(stacks=policy.encoder.stack(frame[:, None], memory)[:, 0], memory=_vector(memory), fresh=fresh)
                 features, memory = policy.encoder(frame, memory)
-                action = policy.draw(features, generator)
+                action = policy.draw(features, generator, legal)
+                if legal is not None:
+                    note(legal=legal)
                 world, step = model.step(world, action, generator)
                 assert step.frame is not None, "a policy of frames needs a world model that gives frames"
                 frame = step.frame
@@ -242,6 +249,8 @@ class ActorCriticLearner(PolicyLearner):
                         alive = alive & (torch.arange(count, device=self.device) != row)
                         continue
                     world, memory = (_put(s, row, new, used) for s, new in ((world, worlds), (memory, memories)))
+                    if legal is not None and legals is not None:
+                        legal = legal.index_copy(0, torch.tensor([row], device=self.device), legals[used : used + 1])
                     frame, fresh = frame.clone(), fresh.clone()
                     frame[row], fresh[row] = context.obs[used, -1], True
                     used += 1
@@ -254,7 +263,7 @@ class ActorCriticLearner(PolicyLearner):
         count, lstm = len(rollout["action"]), policy.encoder.lstm
         seen = policy.encoder.features(rollout["stacks"], policy.start(count), rollout["fresh"], rollout["memory"])
         features = seen[..., :lstm]
-        odds = policy.preferences(features[:, :-1]).log_softmax(-1)
+        odds = policy.preferences(features[:, :-1], rollout.get("legal")).log_softmax(-1)
         likelihood = odds.gather(-1, rollout["action"][..., None])[..., 0]
         if "goal" not in rollout:
             value = policy.critic.mean(features).detach()

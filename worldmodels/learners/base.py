@@ -1,13 +1,15 @@
 """What every learner has: a score that chooses its best checkpoint, noise by batch, its optimiser and its means."""
 
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
+from worldmodels.learners.means import GameMeans, over_games
 from worldmodels.types import UserError
 
 SCHEDULES = ("constant", "cosine", "linear")
@@ -46,10 +48,6 @@ class Learner(L.LightningModule):
     model: Any
     _bad: tuple[Tensor, Tensor] | None = None  # number and loss of the first bad batch, -1 while there is none
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.means: Any = nn.ModuleDict()
-
     def check_settings(self) -> None:
         """Refuse an unknown schedule, a seed or actions that are none; for after `save_hyperparameters`."""
         if (schedule := self.hparams["schedule"]) not in SCHEDULES:
@@ -57,8 +55,9 @@ class Learner(L.LightningModule):
         if type(seed := self.hparams["seed"]) is not int or seed < 0:
             raise UserError(f"learner.seed={seed} must be a whole number of at least 0")
         actions = self.hparams.get("actions", [])
-        if not isinstance(actions, list | tuple) or any(type(action) is not int for action in actions):
-            raise UserError(f"learner.actions={actions} must be a list of indices into ALE's 18, such as [0,3,4]")
+        for mine in actions.values() if isinstance(actions, Mapping) else [actions]:  # of several games, of one
+            if not isinstance(mine, list | tuple) or any(type(action) is not int for action in mine):
+                raise UserError(f"learner.actions={actions} must be a list of indices into ALE's 18, such as [0,3,4]")
 
     def prepare(self, data: Any, resumed: bool) -> None:
         """Called before training with the data module: refuses data that do not fit, and begins where settings say.
@@ -66,6 +65,11 @@ class Learner(L.LightningModule):
         Raises:
             UserError: the data do not fit the settings.
         """
+
+    @cached_property
+    def means(self) -> GameMeans:
+        """Of what validation measures, of each game by itself where the log is of several."""
+        return GameMeans((self.hparams["card"] or {}).get("games", ()))
 
     def player(self) -> Any:
         """What plays the real game where its score is asked for."""
@@ -135,17 +139,10 @@ class Learner(L.LightningModule):
                 "before: go on with trainer.precision=32-true, or begin again with resume=never and a lower learner.lr"
             )
 
-    def gather(self, name: str, values: Tensor, weights: Tensor | float = 1.0) -> None:
-        """Add to the mean of a figure of this validation, which is the same however windows are cut into batches."""
-        if name not in self.means:
-            self.means[name] = MeanMetric().to(self.device)
-        self.means[name].update(values.float(), weights)
-
     def on_validation_epoch_end(self) -> None:
         """Log the means."""
-        for name, metric in self.means.items():
-            self.log(f"val/{name}", metric.compute(), sync_dist=True)
-            metric.reset()
+        for name, value in over_games(self.means.finish()).items():
+            self.log(f"val/{name}", value, sync_dist=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimiser gets."""

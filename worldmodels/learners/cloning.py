@@ -88,9 +88,10 @@ class CloningLearner(PolicyLearner):
 
     def validation_step(self, segment: Segment, batch_idx: int) -> None:
         """Likelihood of held-out actions, weighed as in training, and how often the likeliest is the one taken."""
-        judged = judge(self, segment)
-        self.gather("log_likelihood", judged.likelihood, judged.weight)
-        self.gather("accuracy", judged.likeliest, judged.weight)
+        for game, windows in self.means.parts(segment):
+            judged = judge(self, windows)
+            self.means.add(game, "log_likelihood", judged.likelihood, judged.weight)
+            self.means.add(game, "accuracy", judged.likeliest, judged.weight)
 
 
 class Judged(NamedTuple):
@@ -115,13 +116,14 @@ def judge(learner: PolicyLearner, segment: Segment) -> Judged:
     """See logged play through the policy of a learner that has `gamma`, `lam`, `burn_in` and what weighs rows set."""
     model: Any = learner.model
     hp, features, segment = learner.hparams, model.watch(segment, learner.hparams["burn_in"]), learner.ends(segment)
-    preferences = model.preferences(features[:, :-1])
+    legal = model.legal_in(segment)
+    preferences = model.preferences(features[:, :-1], None if legal is None else legal[:, None])
     likelihood = preferences.log_softmax(-1).gather(-1, segment.action[..., None])[..., 0]
     rows, value = rows_of(segment), model.critic.mean(features).detach()
     returns = lambda_returns(
         learner.reward(segment.reward), value[:, 1:], segment.terminated, rows.stop, hp["gamma"], hp["lam"]
     )
-    mask, usable = segment.mask & model.legal[segment.action], rows.usable.clone()
+    mask, usable = segment.mask & model.allowed(segment), rows.usable.clone()
     mask[:, : hp["burn_in"]] = usable[:, : hp["burn_in"]] = False
     weight = mask.float()
     if hp["advantage"] is not None:

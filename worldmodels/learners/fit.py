@@ -10,12 +10,11 @@ import sys
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -26,6 +25,8 @@ from worldmodels.callbacks import AtomicCheckpointIO, Progress
 from worldmodels.config import build, dotted, read_checkpoint
 from worldmodels.data.card import check_compatible
 from worldmodels.data.disk import make_folder, read_json, write_json
+from worldmodels.data.mixing import logged_actions
+from worldmodels.evaluation.scores import game_facts
 from worldmodels.learners.base import Learner, Score
 from worldmodels.types import UserError
 
@@ -65,8 +66,11 @@ def fit(
     max_steps = settings["trainer"]["max_steps"]
     checkpoint = _resume_point(out) if settings["resume"] == "auto" else None
     stored = read_checkpoint(checkpoint)["hyper_parameters"] if checkpoint is not None and _rank() == 0 else None
+    known = ((stored or {}).get("model", {}).get("games") or {}).get("actions")
+    settings = {**settings, "model": told_games(settings["model"], known)}
     if stored is not None:
-        if stored["model"] != settings["model"]:
+        before = {"games": None}  # checkpoints of earlier versions do not have the setting
+        if before | stored["model"] != before | settings["model"]:
             raise UserError(f"{out} holds a run of another model; give another out=DIR, or resume=never to begin again")
         asked = settings["learner"].get("_target_")
         if (begun := _begun_with(out, "learner._target_")) not in (None, asked):
@@ -90,6 +94,8 @@ def fit(
     device = hardware.accelerator(settings["trainer"]["accelerator"])
     L.seed_everything(settings["seed"], workers=True, verbose=False)
     data = build(settings["data"])
+    if "actions" not in settings["learner"]:
+        settings["model"] = told_games(settings["model"], legal_actions(data.store))
     learner = build_learner(settings, data)
     _check_frames(learner.model, data.card)
     if weights is not None:
@@ -135,6 +141,26 @@ def _check_frames(model: Any, card: Mapping[str, Any]) -> None:
             )
 
 
+def legal_actions(store: Any) -> dict[str, list[int]]:
+    """The actions of each game, by its name: those that it is known to heed, and those that are in its log."""
+    actions = logged_actions(store)
+    for game in actions:
+        with suppress(UserError):  # nobody's table has a game of the user's own
+            actions[game] = sorted({*actions[game], *game_facts(game)["actions"]})
+    return actions
+
+
+def told_games(model: Mapping[str, Any], actions: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings of a model with the `actions` of each game, where it is to know games and was not told them.
+
+    They are kept with it, for what is called by which name must not change with the stores at hand.
+    """
+    games = model.get("games")
+    if games is not None and not isinstance(games, Mapping):
+        raise UserError(f"model.games={games} must be null or have settings, such as model.games={{unknown: 0.1}}")
+    return {**model, "games": {"actions": actions, **games}} if games is not None and actions else dict(model)
+
+
 def check_learner(settings: Mapping[str, Any]) -> None:
     """Refuse settings of what learners share for those of one."""
     if "_target_" not in settings["learner"]:
@@ -146,9 +172,11 @@ def check_learner(settings: Mapping[str, Any]) -> None:
 
 def build_learner(settings: Mapping[str, Any], data: Any) -> Any:
     """The learner, with what is for the data to give: a policy may take the actions that are in its log."""
-    found = {}
+    found: dict[str, Any] = {}
     if settings["learner"].get("actions", ()) is None:
-        found["actions"] = np.unique(data.store.column("action")).tolist()
+        logged = logged_actions(data.store)
+        told_apart = len(logged) > 1 or settings["model"].get("games") is not None
+        found["actions"] = logged if told_apart else next(iter(logged.values()))
     return build(settings["learner"], model=settings["model"], card=data.card, **found)
 
 

@@ -5,11 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from worldmodels.config import build, build_policy, read_checkpoint, trained_transform
+from worldmodels.data.mixing import Mixture
 from worldmodels.data.reanalyse import AGE, FRESH, LOGGED, SOURCE, ReanalyseDataModule
+from worldmodels.data.segments import TERMINATED
+from worldmodels.data.targets import returns_to_go
 from worldmodels.learners.base import Score
 from worldmodels.learners.policy import Targeted, check_logged, stored_policy, typical_frames
 from worldmodels.learners.world_model import LEAST_PRIORITY
@@ -48,7 +52,7 @@ class MuZeroLearner(Targeted):
     Args:
         model: as in `config.build_policy`.
         card: dataset card of the log.
-        actions: indices into the 18-action set that may be taken.
+        actions: indices into the 18-action set that may be taken; of several games by the name of each.
         search: settings of the search that improves the policy, as conf/planner has them; None: the logged actions are
             the policy, which is cloning.
         row_noise: give the search Gumbel noise that is a function of the row and the number of the target network.
@@ -74,7 +78,7 @@ class MuZeroLearner(Targeted):
         self,
         model: dict[str, Any],
         card: dict[str, Any],
-        actions: list[int],
+        actions: list[int] | dict[str, list[int]],
         search: dict[str, Any] | None = None,
         row_noise: bool = True,
         target_every: int = 500,
@@ -138,7 +142,7 @@ class MuZeroLearner(Targeted):
                 f"data.left_padding={data.left_padding} must be at least {self.model.frames - 1}, one less than "
                 "model.frames, or nothing is learned of how episodes begin"
             )
-        check_logged(self.model.actions, data.store)
+        check_logged(self.hparams["actions"], data.store)
         for about in data.versions():
             for name, own in (("gamma", self.model.gamma), ("clip_rewards", self.hparams["clip_rewards"])):
                 if about.get(name, own) != own:
@@ -146,8 +150,28 @@ class MuZeroLearner(Targeted):
                         f"the targets {about['version']} were made with {name}={about[name]} and this training has "
                         f"{own}, so that their values mean something else; search again with a model of this training"
                     )
+        if not self.hparams["clip_rewards"]:
+            self._check_scales(data)
         if not resumed:
             self.model.know(typical_frames(data.store))
+
+    def _check_scales(self, data: Any) -> None:
+        """Refuse heads that a game's points or returns lie beyond: what is beyond would be learned as their ends."""
+        for store in data.store.stores if isinstance(data.store, Mixture) else [data.store]:
+            reward, terminated = store.column("reward").astype(np.float32), store.column("flags") & TERMINATED != 0
+            value, known = returns_to_go(reward, terminated, store.offsets, self.model.gamma)
+            for name, logged in (("reward", reward), ("value", value[known])):
+                head = getattr(self.model, name)
+                if not hasattr(head, "low"):  # a regression has no ends
+                    continue
+                low, high = head.decode(torch.tensor([head.low, head.high])).tolist()
+                least, most = float(logged.min(initial=0)), float(logged.max(initial=0))
+                if least < low * 1.001 or most > high * 1.001:
+                    raise UserError(
+                        f"the {name}s of {store.card['game']} in the log go from {least:g} to {most:g}, and "
+                        f"model.{name} from {low:g} to {high:g}: give model.{name}.low=... and model.{name}.high=..., "
+                        f"best with model.{name}.transform=h where games differ, or learner.clip_rewards=true"
+                    )
 
     def training_step(self, segment: Segment, batch_idx: int) -> Tensor:
         """The model's loss, with how old its targets were."""
@@ -175,10 +199,11 @@ class MuZeroLearner(Targeted):
 
     def validation_step(self, segment: Segment, batch_idx: int) -> None:
         """The losses of held-out play, whose policy is the logged one."""
-        _, metrics = self.model.loss(self._clipped(segment), torch.Generator(self.device).manual_seed(batch_idx))
-        for name, value in metrics.items():
-            if name != "window_loss":
-                self.gather(name, value)
+        for game, windows in self.means.parts(segment):
+            _, metrics = self.model.loss(self._clipped(windows), torch.Generator(self.device).manual_seed(batch_idx))
+            for name, value in metrics.items():
+                if name != "window_loss":
+                    self.means.add(game, name, value)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means, and the step as the score."""

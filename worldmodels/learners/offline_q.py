@@ -88,8 +88,9 @@ class OfflineQLearner(Targeted, PolicyLearner):
 
     def validation_step(self, segment: Segment, batch_idx: int) -> None:
         """The same terms on held-out play."""
-        for name, value in self._loss(segment)[1].items():
-            self.gather(name, value)
+        for game, windows in self.means.parts(segment):
+            for name, value in self._loss(windows)[1].items():
+                self.means.add(game, name, value)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means, and the step as the score."""
@@ -100,18 +101,19 @@ class OfflineQLearner(Targeted, PolicyLearner):
         hp, head = self.hparams, self.model.values
         target = self.model if self.target is None else self.target.module  # validated without having been trained
         features, segment = self.model.watch(segment, hp["burn_in"]), self.ends(segment)
-        rows = rows_of(segment)
+        rows, legal = rows_of(segment), self.model.legal_in(segment)
+        legal = None if legal is None else legal[:, None]
         with torch.no_grad():
             ahead = n_step(self.reward(segment.reward), segment.terminated, rows.stop, hp["gamma"], hp["steps_ahead"])
             place = ahead.steps + torch.arange(segment.length, device=segment.obs.device)
-            best = self.model.preferences(features).argmax(-1).gather(1, place)
+            best = self.model.preferences(features, legal).argmax(-1).gather(1, place)
             after = target.watch(segment, hp["burn_in"]).take_along_dim(place[..., None], 1)
             goal = target.values.backup(after, ahead.reward, ahead.discount, best)
-        usable = rows.usable & self.model.legal[segment.action]
+        usable = rows.usable & self.model.allowed(segment)
         usable[:, : hp["burn_in"]] = False
         count = usable.sum().clamp(min=1)
         error = torch.where(usable, head.loss(features[:, :-1], goal, segment.action), 0.0).sum() / count
-        values = self.model.preferences(features[:, :-1])
+        values = self.model.preferences(features[:, :-1], legal)
         logged = values.gather(-1, segment.action[..., None])[..., 0]
         excess = torch.where(usable, values.logsumexp(-1) - logged, 0.0).sum() / count
         loss = error + hp["conservative"] * excess

@@ -1,16 +1,16 @@
 """What all learners of policies share: loading a policy, which rows of a log count, and what they may learn from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from worldmodels.config import build_policy, read_checkpoint
+from worldmodels.data.mixing import logged_actions
 from worldmodels.data.sampling import even_windows
 from worldmodels.learners.base import Learner
 from worldmodels.models.actor_critic import RecurrentPolicy
@@ -62,15 +62,16 @@ def typical_frames(store: Any) -> Tensor:
     return store.read(starts, 1).obs[:, 0]
 
 
-def check_logged(actions: Sequence[int], store: Any) -> None:
-    """Refuse actions of which the log holds none.
+def check_logged(actions: Any, store: Any) -> None:
+    """Refuse actions that nobody took in the log of a game, from which nothing would be learned.
 
     Raises:
-        UserError: there is none.
+        UserError: there are such actions.
     """
-    logged = np.unique(store.column("action")).tolist()
-    if not set(logged) & set(actions):
-        raise UserError(f"learner.actions={list(actions)} are none of the log's, which holds {logged}")
+    for game, logged in logged_actions(store).items():
+        mine = actions.get(game, []) if isinstance(actions, Mapping) else actions
+        if not set(logged) & set(mine):
+            raise UserError(f"learner.actions={actions} are none of the log of {game}, which holds {logged}")
 
 
 class Apart:

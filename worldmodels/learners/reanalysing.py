@@ -110,7 +110,7 @@ class Reanalyser(L.LightningModule):
         rows = range(before, before + RUN)
         chosen = segment.mask[:, before:]
         if self.search is None:  # the logged action is the policy, and one that the model has not is none
-            chosen = chosen & (self.model.index[segment.action[:, before:]] >= 0)
+            chosen = chosen & (self.model.places(segment)[:, before:] >= 0)
         number = chunk.number[chosen.cpu()].numpy()
         noise = None
         if self.noise_key is not None:

@@ -71,14 +71,15 @@ class RealGames(Callback):
 
     def _agree(self, pl_module: Any) -> tuple[str, Rules, list[int], dict[str, Any]]:
         """The game, the rules, the actions that they allow and what frames are like, once they fit the policy."""
-        card, policy = pl_module.hparams["card"], pl_module.player()
-        if not isinstance(policy, Policy):
-            raise UserError("callbacks=scored plays policies and here a world model is trained; leave it out")
+        card = pl_module.hparams["card"]
         if len(card.get("games", [])) > 1:
             raise UserError(
                 f"callbacks=scored plays one game and the log is of {' and '.join(card['games'])}; leave it out, and "
                 "play each by `worldmodels evaluate checkpoint=... game=...`"
             )
+        policy = pl_module.player()
+        if not isinstance(policy, Policy):
+            raise UserError("callbacks=scored plays policies and here a world model is trained; leave it out")
         game = card["game"]
         minimal = game_facts(game)["actions"]
         rules = make_rules(self.protocol, card, minimal)

@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from worldmodels.config import build
 from worldmodels.evaluation.frames import changed_pixels
 from worldmodels.imagination import LoggedActions, imagine
 from worldmodels.learners.base import Learner, Score, decay_groups
+from worldmodels.learners.means import over_games
 from worldmodels.types import Segment, UserError
 
 LEAST_PRIORITY = 1e-3  # a window with a perfect prediction is still drawn now and then
@@ -68,7 +68,6 @@ class WorldModelLearner(Learner):
                 raise UserError(f"learner.{setting} names {sorted(unknown)}; the model has {sorted(names)}")
         if isinstance(lr, dict) and (missing := names - set(lr)):
             raise UserError(f"learner.lr gives no rate for {sorted(missing)}; the model has {sorted(names)}")
-        self.squared_error: Any = nn.ModuleList(MeanMetric() for _ in horizons)
 
     def prepare(self, data: Any, resumed: bool) -> None:
         """Refuse validation windows that are too short for the horizons."""
@@ -92,27 +91,31 @@ class WorldModelLearner(Learner):
 
     def validation_step(self, segment: Segment, batch_idx: int) -> None:
         """Roll out with the logged actions and gather the squared error on changed pixels at each horizon."""
+        for game, windows in self.means.parts(segment):
+            self._judge(game, windows, torch.Generator(self.device).manual_seed(self.hparams["seed"] + batch_idx))
+
+    def _judge(self, game: str, segment: Segment, generator: torch.Generator) -> None:
         horizons = self.hparams["horizons"]
         context = segment.length - max(horizons)
-        generator = torch.Generator(self.device).manual_seed(self.hparams["seed"] + batch_idx)
         policy = LoggedActions(segment.action[:, context:])
         dream = imagine(self.model, policy, segment.steps(0, context), max(horizons), generator)
         true = segment.obs[:, context + 1 :]
         error = ((dream.obs[:, 1:].float() - true.float()) / 255).square().mean(2)
         moved = changed_pixels(true, segment.obs[:, context])[:, :, 0] & segment.next_mask[:, context:, None, None]
-        for metric, h in zip(self.squared_error, horizons, strict=True):
-            # A mean weighted by what changed is the same, however the windows were cut into batches and ranks.
-            weight = moved[:, h - 1].float()
-            metric.update(error[:, h - 1], weight)
+        for h in horizons:
+            self.means.add(game, str(h), error[:, h - 1], moved[:, h - 1].float())
 
     def on_validation_epoch_end(self) -> None:
-        """Log PSNR in dB on changed pixels at each horizon, and their mean, which selects the best checkpoint."""
-        psnr = torch.stack([-10 * metric.compute().clamp(min=1e-10).log10() for metric in self.squared_error])
-        for h, value in zip(self.hparams["horizons"], psnr, strict=True):
-            self.log(f"val/psnr_changed_{h}", value, sync_dist=True)
-        self.log("val/rollout_psnr_changed", psnr.mean(), sync_dist=True)
-        for metric in self.squared_error:
-            metric.reset()
+        """Log PSNR in dB on changed pixels at each horizon, and their mean, which selects the best checkpoint.
+
+        Of several games it is the mean over games that does, and each has its own figures beside it.
+        """
+        found = {}
+        for game, errors in self.means.finish().items():
+            psnr = {f"psnr_changed_{h}": -10 * error.clamp(min=1e-10).log10() for h, error in errors.items()}
+            found[game] = psnr | {"rollout_psnr_changed": torch.stack(list(psnr.values())).mean()}
+        for name, value in over_games(found).items():
+            self.log(f"val/{name}", value, sync_dist=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Two a component."""

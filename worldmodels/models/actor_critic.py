@@ -6,16 +6,18 @@ al. 2024 ("Stop Regressing"). Both see through the same `RecurrentEncoder`.
 Legend: B batch, T steps, C colour channels, H and W pixels, D features, A = 18 actions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodels.nn.games import Games
 from worldmodels.nn.recurrent import RecurrentEncoder
 from worldmodels.types import ACTIONS, Segment, State, UserError
 
+Actions = Sequence[int] | Mapping[str, Sequence[int]]
 NEVER = -1e9
 """Logit or value of an action that is not allowed: finite, so that 0 times it is 0."""
 
@@ -27,7 +29,8 @@ class RecurrentPolicy(nn.Module):
         image_channels: C.
         image_size: H = W.
         encoder: further settings of `RecurrentEncoder`.
-        actions: indices into the 18-action set that may be taken: those of the log that it learns from.
+        actions: indices into the 18-action set that may be taken: those of the log that it learns from. Of several
+            games by the name of each: a window then has those of its game, and `play` says which is played.
         temperature: of the draw, below 1 nearer to the best action; at 0 it is taken. May be set later, by a protocol.
 
     Raises:
@@ -39,11 +42,14 @@ class RecurrentPolicy(nn.Module):
         image_channels: int,
         image_size: int,
         encoder: dict[str, Any],
-        actions: Sequence[int],
+        actions: Actions,
         temperature: float,
     ) -> None:
         super().__init__()
-        self.actions = sorted(set(actions))
+        by_game = dict(actions) if isinstance(actions, Mapping) else None
+        self.games = None if by_game is None else Games(by_game)
+        own: Any = actions if by_game is None else [a for mine in by_game.values() for a in mine]
+        self.actions: list[int] = sorted(set(own))
         if not self.actions or self.actions[0] < 0 or self.actions[-1] >= len(ACTIONS):
             raise UserError(
                 f"the policy's actions={list(actions)} must be indices 0 to {len(ACTIONS) - 1}, one at least"
@@ -54,9 +60,33 @@ class RecurrentPolicy(nn.Module):
         legal[self.actions] = True
         self.register_buffer("legal", legal, persistent=False)
 
-    def preferences(self, features: Tensor) -> Tensor:
-        """(..., A) float32 for features (..., D): what a softmax draws from; `NEVER` where an action is not allowed."""
+    def preferences(self, features: Tensor, legal: Tensor | None = None) -> Tensor:
+        """(..., A) float32 for features (..., D): what a softmax draws from; `NEVER` where an action is not allowed.
+
+        Allowed are those of `legal` (..., A) bool; by default all that the policy has, or those of the game it plays.
+        """
         raise NotImplementedError
+
+    def play(self, game: str) -> "RecurrentPolicy":
+        """Take the actions of one of its games alone from now on, of which it has only one unless they are by game.
+
+        Raises:
+            UserError: it has learned other games.
+        """
+        if self.games is not None:
+            if not (row := self.games.row(game)):
+                raise UserError(f"the policy plays {' and '.join(self.games.names)}, and not {game}")
+            self.legal.copy_(self.games.legal[row])
+            self.actions = self.legal.nonzero()[:, 0].tolist()
+        return self
+
+    def legal_in(self, segment: Segment) -> Tensor | None:
+        """(B, A) bool, the actions that the games of the windows have; None where all have the same."""
+        return None if self.games is None else self.games.legal[self.games.rows(segment)]
+
+    def allowed(self, segment: Segment) -> Tensor:
+        """(B, T) bool, whether the policy may take the logged actions."""
+        return self.legal[segment.action] if self.games is None else self.games.has(segment)
 
     def networks(self) -> list[nn.Module]:
         """What is worth compiling (`hardware.compile_in_place`)."""
@@ -72,9 +102,9 @@ class RecurrentPolicy(nn.Module):
         features, state = self.encoder(observation, state)
         return self.draw(features, generator), state
 
-    def draw(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Actions (B,) int64 for features (B, D)."""
-        preferences = self.preferences(features)
+    def draw(self, features: Tensor, generator: torch.Generator | None = None, legal: Tensor | None = None) -> Tensor:
+        """Actions (B,) int64 for features (B, D), of those that are `legal` as in `preferences`."""
+        preferences = self.preferences(features, legal)
         if self.temperature == 0:
             return preferences.argmax(-1)
         chances = (preferences / self.temperature).softmax(-1)
@@ -123,7 +153,7 @@ class ActorCritic(RecurrentPolicy):
         image_channels: int,
         image_size: int,
         encoder: dict[str, Any],
-        actions: Sequence[int],
+        actions: Actions,
         head: Callable[..., nn.Module],
         temperature: float = 1.0,
     ) -> None:
@@ -133,9 +163,9 @@ class ActorCritic(RecurrentPolicy):
         for parameter in (*self.actor.parameters(), *self.critic.parameters()):
             nn.init.zeros_(parameter)
 
-    def preferences(self, features: Tensor) -> Tensor:
+    def preferences(self, features: Tensor, legal: Tensor | None = None) -> Tensor:
         """Logits (..., A) float32."""
-        return self.actor(features).float().masked_fill(~self.legal, NEVER)
+        return self.actor(features).float().masked_fill(~(self.legal if legal is None else legal), NEVER)
 
 
 class ActionValues(RecurrentPolicy):
@@ -155,13 +185,13 @@ class ActionValues(RecurrentPolicy):
         image_channels: int,
         image_size: int,
         encoder: dict[str, Any],
-        actions: Sequence[int],
+        actions: Actions,
         head: Callable[..., nn.Module],
         temperature: float = 0.0,
     ) -> None:
         super().__init__(image_channels, image_size, encoder, actions, temperature)
         self.values: Any = head(features=self.encoder.lstm, actions=len(ACTIONS))
 
-    def preferences(self, features: Tensor) -> Tensor:
+    def preferences(self, features: Tensor, legal: Tensor | None = None) -> Tensor:
         """Values (..., A) float32."""
-        return self.values.mean(features).masked_fill(~self.legal, NEVER)
+        return self.values.mean(features).masked_fill(~(self.legal if legal is None else legal), NEVER)

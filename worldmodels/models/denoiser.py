@@ -108,6 +108,7 @@ class Denoiser(nn.Module):
             network is told (Valevski et al. 2024, "GameNGen", section 3.2.1). DIAMOND: 0.
         memory: settings of `nn.memory.MotionMemory`, whose image joins the first convolution's output, so that what
             lies further back than the context counts as well; None for none (DIAMOND).
+        games: rows of the vocabulary of games (`nn.games`), of which the network is told; 0 for none (DIAMOND).
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class Denoiser(nn.Module):
         few_step: dict[str, Any] | None = None,
         context_noise: float = 0.0,
         memory: dict[str, Any] | None = None,
+        games: int = 0,
     ) -> None:
         super().__init__()
         if centre not in ("none", "last", "moved"):
@@ -147,6 +149,7 @@ class Denoiser(nn.Module):
         self.few_step = None if few_step is None else FewStep(**few_step).check()
         labels = {"jump": self.few_step.doublings + 1} if self.few_step else {}
         labels |= {"blur": BLURS} if context_noise else {}
+        labels |= {"game": games} if games else {}
         self.network = DenoiserNetwork(**network, hints=int(centre == "moved"), labels=labels)
         self.context: int = network["context"]
         self.sigma_data, self.sigma_offset = sigma_data, sigma_offset
@@ -198,6 +201,7 @@ class Denoiser(nn.Module):
         jump: Tensor | None = None,
         blur: Tensor | None = None,
         memory: Tensor | None = None,
+        game: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The denoised frame before clamping, and the c_out that scales the network's output in it (EDM eq. 7).
 
@@ -210,9 +214,10 @@ class Denoiser(nn.Module):
             jump: (B,) int64 of `jump_of`; none by default.
             blur: (B,) standard deviation of the noise in the context; 0 by default.
             memory: state of the memory after the context, where there is one.
+            game: (B,) int64, rows of the vocabulary; 0 by default.
         """
         none = torch.zeros_like(sigma)
-        labels = {"jump": none.long() if jump is None else jump}
+        labels = {"jump": none.long() if jump is None else jump, "game": none.long() if game is None else game}
         if self.context_noise:
             level = (none if blur is None else blur) * (BLURS / self.context_noise)
             labels["blur"] = level.long().clamp(max=BLURS - 1)
@@ -241,6 +246,7 @@ class Denoiser(nn.Module):
         centre: Tensor,
         blur: Tensor | None,
         memory: Tensor | None,
+        game: Tensor | None,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Some rows of a batch, drawn at random, made into jumps: noisy frame, level, what is wanted, and the jump.
@@ -257,8 +263,8 @@ class Denoiser(nn.Module):
         start, middle, after = levels[begin], levels[begin + span // 2], levels[begin + span]
         clean = torch.where((begin > 0)[:, None, None, None], (target - centre)[rows], 0.0)
         x = add_noise(clean, start, self.sigma_offset, generator)
-        blur, memory = (None if given is None else given[rows] for given in (blur, memory))
-        condition = (context[rows], action[rows], centre[rows], jump - 1, blur, memory)
+        blur, memory, game = (None if given is None else given[rows] for given in (blur, memory, game))
+        condition = (context[rows], action[rows], centre[rows], jump - 1, blur, memory, game)
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             return self.predict(x, sigma, *condition)[0].clamp(-1, 1) - centre[rows]
@@ -271,12 +277,15 @@ class Denoiser(nn.Module):
             torch.zeros(len(target), dtype=torch.long, device=target.device).index_copy(0, rows, jump),
         )
 
-    def loss(self, segment: Segment, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def loss(
+        self, segment: Segment, generator: torch.Generator | None = None, game: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean denoising loss over the last 1 + rollout frames, and the frames as the model saw them.
 
         Args:
             segment: of at least L + rollout transitions; those before are for the memory.
             generator: of the noise; torch's own if None.
+            game: (B,) int64, as in `predict`.
 
         Returns:
             The scalar loss, in which a window counts by its `importance` in `side`, if there is one; (B, T+1, C, H, W)
@@ -304,9 +313,9 @@ class Denoiser(nn.Module):
                 seen = blurred(context, blur, generator)
             if self.few_step:
                 noisy, sigma, wanted, jump = self._jumps(
-                    self.few_step, noisy, sigma, target, seen, action, centre, blur, memory, generator
+                    self.few_step, noisy, sigma, target, seen, action, centre, blur, memory, game, generator
                 )
-            denoised, c_out = self.predict(noisy, sigma, seen, action, centre, jump, blur, memory)
+            denoised, c_out = self.predict(noisy, sigma, seen, action, centre, jump, blur, memory, game)
             # EDM's loss on the network's output: the denoised frame's error divided by c_out
             error = ((denoised - wanted) / c_out).square()
             if self.changed_weight != 1:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from worldmodels.models.denoiser import Denoiser, blurred, images_of, logged_frames, to_float, to_uint8
 from worldmodels.models.reward import RewardModel
+from worldmodels.nn.games import Games
 from worldmodels.ops.categorical import expectation
 from worldmodels.ops.edm import (
     SCHEDULERS,
@@ -61,6 +62,8 @@ class DiffusionWorldModel(nn.Module):
             of the logged ones, so that it reads imagined frames as well (DIAMOND: 0).
         reward_length: transitions at the end of a segment that the reward model is trained on, where a segment is long
             for the sake of the denoiser's memory; None for all (DIAMOND).
+        games: settings of `nn.games.Games`: both models are told which game a window is of, and a dream refuses
+            actions that its game does not have; None for one game, or several that are not told apart (DIAMOND).
 
     Raises:
         UserError: if a size is not a multiple of the patch, or a choice or noise level of the sampler is not one
@@ -77,8 +80,11 @@ class DiffusionWorldModel(nn.Module):
         image_channels: int = 3,
         own_frames: float = 0.0,
         reward_length: int | None = None,
+        games: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.games = None if games is None else Games(**games)
+        told = {"games": 0 if self.games is None else len(self.games)}
         shared: dict[str, Any] = {"num_actions": num_actions, "image_channels": image_channels}
         for part, settings in (("denoiser.network", denoiser["network"]), ("reward_model", reward_model)):
             if image_size % settings.get("patch", 1):
@@ -110,7 +116,7 @@ class DiffusionWorldModel(nn.Module):
         if (few_step := denoiser.get("few_step")) is not None:
             ends = {name: sampler[name] for name in ("sigma_min", "sigma_max", "rho") if name in sampler}
             settings["few_step"] = ends | few_step
-        self.denoiser = Denoiser(**settings)
+        self.denoiser = Denoiser(**settings, **told)
         if self.denoiser.jump_of(sampler["steps"]):
             for name, needed in {"start": "sigma", "order": 1, "scheduler": None, "churn": None}.items():
                 given = sampler.get(name) or choices.get(name, (None,))[0]
@@ -121,7 +127,7 @@ class DiffusionWorldModel(nn.Module):
                 f"sampler.context_noise is {sampler['context_noise']}; it must be from 0 to what is trained, "
                 f"denoiser.context_noise={self.denoiser.context_noise}."
             )
-        self.reward_model = RewardModel(**shared, image_size=image_size, **reward_model)
+        self.reward_model = RewardModel(**shared, image_size=image_size, **reward_model, **told)
         self.num_actions, self.image_size, self.image_channels = num_actions, image_size, image_channels
         self.own_frames, self.reward_length = own_frames, reward_length
         self.context = self.denoiser.context
@@ -172,7 +178,8 @@ class DiffusionWorldModel(nn.Module):
         """
         self._check(segment, self.min_length)
         tail = segment.steps(max(0, segment.length - self.min_length - self.denoiser.history), segment.length)
-        denoising, seen, each = self.denoiser.loss(tail, generator)
+        game = None if self.games is None else self.games.rows(self.games.withheld(segment, generator))
+        denoising, seen, each = self.denoiser.loss(tail, generator, game)
         if self.reward_length:
             segment = segment.steps(max(0, segment.length - self.reward_length), segment.length)
         frames = images_of(segment, self.denoiser.padding)
@@ -181,7 +188,7 @@ class DiffusionWorldModel(nn.Module):
             own = torch.rand(len(frames), generator=generator, device=frames.device) < self.own_frames
             seen = torch.cat([frames[:, : -seen.shape[1]], seen], dim=1)[:, -frames.shape[1] :]
             next_frames = torch.where(own[:, None, None, None, None], seen[:, 1:], next_frames)
-        reward, metrics = self.reward_model.loss(segment, frames[:, :-1], next_frames)
+        reward, metrics = self.reward_model.loss(segment, frames[:, :-1], next_frames, game)
         loss = denoising + reward
         return loss, {"loss": loss.detach(), "loss_denoising": denoising.detach(), **metrics, "window_loss": each}
 
@@ -201,7 +208,7 @@ class DiffusionWorldModel(nn.Module):
 
     @torch.no_grad()
     def start(self, context: Segment) -> State:
-        """State after the last frame of `context`: its last L frames, and what both models remember of all of it.
+        """State after the last frame of `context`: its last L frames, its game, and what both models remember of it.
 
         Args:
             context: obs (B, T+1, C, H, W) uint8; masked rows, and what fewer than L frames leave out, are padding as in
@@ -218,7 +225,8 @@ class DiffusionWorldModel(nn.Module):
             frames = F.pad(frames, (0, 0, 0, 0, 0, 0, missing, 0), value=grey)
             action = F.pad(action, (missing, 0))
         images = images_of(context, self.denoiser.padding)
-        _, _, memory = self.reward_model(images[:, :-1], images[:, 1:], context.action)
+        game = None if self.games is None else self.games.rows(context)
+        _, _, memory = self.reward_model(images[:, :-1], images[:, 1:], context.action, None, game)
         state = {
             "frames": frames[:, -self.context :],
             "actions": action[:, action.shape[1] - self.context + 1 :],
@@ -227,6 +235,8 @@ class DiffusionWorldModel(nn.Module):
         }
         if self.denoiser.memory is not None:
             state["history"] = self.denoiser.memory(images, context.mask)
+        if game is not None:
+            state["game"] = game
         return state
 
     @torch.no_grad()
@@ -240,12 +250,20 @@ class DiffusionWorldModel(nn.Module):
 
         Returns:
             The new state, and a `Step` with frame (B, C, H, W) uint8.
+
+        Raises:
+            UserError: an action that the game of its row does not have, where the model knows games.
         """
+        game = state.get("game")
+        if self.games is not None and game is not None:
+            self.games.refuse_illegal(game, action)
         frames = to_float(state["frames"])
         actions = torch.cat([state["actions"], action[:, None]], dim=1)
-        image = self._sample(frames, actions, generator, state.get("history"))
+        image = self._sample(frames, actions, generator, state.get("history"), game)
         memory = (state["hidden"][None], state["cell"][None])
-        reward_p, end_p, memory = self.reward_model.predict(frames[:, -1:], image[:, None], action[:, None], memory)
+        reward_p, end_p, memory = self.reward_model.predict(
+            frames[:, -1:], image[:, None], action[:, None], memory, game
+        )
         reward_p, end_p, bins = reward_p[:, 0], end_p[:, 0], self.reward_model.bins
         apart = self.reward_model.ends == 2
         drawn = reward_p.multinomial(1, generator=generator)[:, 0]
@@ -259,6 +277,8 @@ class DiffusionWorldModel(nn.Module):
         }
         if self.denoiser.memory is not None:
             new["history"] = self.denoiser.memory(to_float(new["frames"][:, -2:]), state=state["history"])
+        if game is not None:
+            new["game"] = game
         return new, Step(
             frame=frame,
             reward=bins[drawn],
@@ -271,9 +291,14 @@ class DiffusionWorldModel(nn.Module):
         )
 
     def _sample(
-        self, context: Tensor, action: Tensor, generator: torch.Generator | None, history: Tensor | None = None
+        self,
+        context: Tensor,
+        action: Tensor,
+        generator: torch.Generator | None,
+        history: Tensor | None = None,
+        game: Tensor | None = None,
     ) -> Tensor:
-        """The next 8-bit frame (B, C, H, W) in [-1, 1] for context (B, L, C, H, W), actions (B, L) and memory."""
+        """The next 8-bit frame (B, C, H, W) in [-1, 1] for context (B, L, C, H, W), actions (B, L), memory and game."""
         s = self.sampler
         levels = (s["steps"], s["sigma_min"], s["sigma_max"], s.get("rho", 7.0))
         shape = (len(context), *context.shape[2:])
@@ -288,7 +313,7 @@ class DiffusionWorldModel(nn.Module):
             context = blurred(context, blur, generator)
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            image = self.denoiser.predict(x - centre, sigma, context, action, centre, jumps, blur, history)[0]
+            image = self.denoiser.predict(x - centre, sigma, context, action, centre, jumps, blur, history, game)[0]
             return self.denoiser.quantize(image, centre) if every else image.clamp(-1, 1)
 
         if s.get("scheduler"):

@@ -7,7 +7,7 @@ Legend: B batch, N rows, T transitions, F frames of context, K steps of the unro
 pixels, D channels of the latent image and h, w its places.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from worldmodels.models.muzero_loss import loss_of
 from worldmodels.nn.equivariant import expand_once
+from worldmodels.nn.games import Games
 from worldmodels.nn.heads import wide
 from worldmodels.nn.latent import Blend, Dynamics, PolicyHead, Probe, Projector, Readout, Representation, scaled
 from worldmodels.nn.latent_symmetric import (
@@ -53,7 +54,8 @@ class MuZero(nn.Module):
     Args:
         image_channels: C.
         image_size: H = W.
-        actions: indices into the 18-action set; a search's action k is the k-th of them.
+        actions: indices into the 18-action set; a search's action k is the k-th of them. Of several games by the name
+            of each: the model has all 18 then, and in a window, a state and a search those that its game has.
         representation: further settings of `nn.latent.Representation`.
         dynamics: of `nn.latent.Dynamics`.
         readout: of `nn.latent.Readout`, of which values, policy and rewards have one each.
@@ -80,6 +82,8 @@ class MuZero(nn.Module):
         symmetric: which of `PARTS` have it; None: all, so that the search has it, too.
         route: how the representation has it: "layers" (group convolutions) or "symmetrised" (the paper's).
         turned: a group as `symmetry`, by an element of which each training batch is moved: augmentation of the data.
+        games: further settings of `nn.games.Games`: the latent image of a frame is told which game it is of, where
+            actions are by game; None: the frame must show it.
 
     Raises:
         UserError: no action, an action outside the set, or a number out of range.
@@ -89,7 +93,7 @@ class MuZero(nn.Module):
         self,
         image_channels: int,
         image_size: int,
-        actions: Sequence[int],
+        actions: Sequence[int] | Mapping[str, Sequence[int]],
         representation: dict[str, Any],
         dynamics: dict[str, Any],
         readout: dict[str, Any],
@@ -114,9 +118,15 @@ class MuZero(nn.Module):
         symmetric: Sequence[str] | None = None,
         route: str = "layers",
         turned: str = "none",
+        games: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
-        self.actions = sorted(set(actions))
+        by_game = dict(actions) if isinstance(actions, Mapping) else None
+        self.games = None if by_game is None else Games(by_game, **games or {})
+        if games is not None and self.games is None:
+            raise UserError(f"model.games needs the actions of each game by its name, and not actions={list(actions)}")
+        own: Any = actions if by_game is None else range(len(ACTIONS))
+        self.actions: list[int] = sorted(set(own))
         if not self.actions or self.actions[0] < 0 or self.actions[-1] >= len(ACTIONS):
             raise UserError(f"model.actions={list(actions)} must be indices 0 to {len(ACTIONS) - 1}, one at least")
         whole, shares = (
@@ -147,7 +157,9 @@ class MuZero(nn.Module):
             raise UserError(f"model.symmetric names {min(unknown)}; its parts are {', '.join(PARTS)}")
         self.group = group(symmetry)
         table, self.turned = action_table(self.group, self.actions), group(turned)
-        action_table(self.turned, self.actions)  # refuses a group under which the actions are not closed
+        for mine in (by_game or {"": self.actions}).values():
+            for moving in (self.group, self.turned):  # refuses a group under which the actions are not closed
+                action_table(moving, sorted(mine))
         seen = image_channels * (1 if recurrent else frames)
         if "representation" not in parts:
             self.representation: Any = Representation(seen, image_size, **representation)
@@ -158,6 +170,10 @@ class MuZero(nn.Module):
         shape, n = self.representation.shape, len(self.group)
         if parts and shape.channels % n:
             raise UserError(f"{shape.channels} channels of the latent image are no fields of symmetry={symmetry}: {n}")
+        # the same in all the channels of a field, which breaks no symmetry
+        self.game = None
+        if games is not None and self.games is not None:
+            self.game = nn.Embedding(len(self.games), shape.channels // n)
         still = {"representation", "dynamics"} <= parts
         self.dynamics: Any = (
             SymmetricDynamics(self.group, table, shape, **dynamics)
@@ -208,25 +224,35 @@ class MuZero(nn.Module):
         """The mean of what the group makes of a picture (C, H, W), which breaks no symmetry."""
         return torch.stack([transform(picture[None], element)[0] for element in self.group.elements]).mean(0)
 
-    def represent(self, frames: Tensor, action: Tensor, real: Tensor) -> Tensor:
+    def represent(self, frames: Tensor, action: Tensor, real: Tensor, game: Tensor | None = None) -> Tensor:
         """The latent image (N, D, h, w) of a context.
 
         Args:
             frames: (N, F, C, H, W) uint8, or float as `_pixels` gives them.
             action: (N, F-1) int64, places in `actions`, between the frames.
             real: (N, F) bool, false for frames before the episode's start.
+            game: (N,) int64, rows of the vocabulary of games; 0 by default.
         """
         pixels = self._pixels(frames) if frames.dtype == torch.uint8 else frames
         pixels = torch.where(real[..., None, None, None], pixels, 0.0)  # the mean frame
         if self.blend is None:
-            return self._scaled(self.representation(pixels.flatten(1, 2)))
-        seen = self._scaled(self.representation(pixels.flatten(0, 1))).unflatten(0, pixels.shape[:2])
+            return self._seen(pixels.flatten(1, 2), game)
+        each = None if game is None else game.repeat_interleave(pixels.shape[1])
+        seen = self._seen(pixels.flatten(0, 1), each).unflatten(0, pixels.shape[:2])
         latent = seen[:, 0]
         for k in range(1, pixels.shape[1]):
             expected = self.move(latent, action[:, k - 1])
             joined = self._scaled(self.blend(expected, seen[:, k]))
             latent = torch.where(real[:, k - 1, None, None, None], joined, seen[:, k])
         return latent
+
+    def _seen(self, pixels: Tensor, game: Tensor | None) -> Tensor:
+        latent = self.representation(pixels)
+        if self.game is not None:
+            row = torch.zeros(len(latent), dtype=torch.long, device=latent.device) if game is None else game
+            told = self.game(row).repeat_interleave(len(self.group), 1)
+            latent = latent + told[..., None, None]
+        return self._scaled(latent)
 
     def move(self, latent: Tensor, action: Tensor) -> Tensor:
         """The latent image after `action` (N,) int64, a place in `actions`."""
@@ -238,7 +264,12 @@ class MuZero(nn.Module):
     def _scaled(self, latent: Tensor) -> Tensor:
         return scaled(latent) if self.scale_latent else latent
 
-    def contexts(self, segment: Segment, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def places(self, segment: Segment) -> Tensor:
+        """Place (B, T) in `actions` of each logged action; -1 where the model, or the window's game, has it not."""
+        place = self.index[segment.action]
+        return place if self.games is None else torch.where(self.games.has(segment), place, -1)
+
+    def contexts(self, segment: Segment, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What `represent` takes, for the frame of each of R rows: (B * R, F, ...), row by row of the batch.
 
         The frame of row T is the one after the last action. Frames before the window count as before the episode.
@@ -261,30 +292,40 @@ class MuZero(nn.Module):
         real = there[:, inside] & (at >= 0)
         # a row counts only if all rows from it to the last are of one episode
         joined = F.pad(segment.mask & segment.next_mask, (0, 1))[:, inside[:, :-1]] & (at[:, :-1] >= 0)
-        place = self.index[segment.action][:, at[:, :-1].clamp(0, length - 1)]
+        place = self.places(segment)[:, at[:, :-1].clamp(0, length - 1)]
         if self.blend is not None:  # what cannot be expected is not joined
             joined &= place >= 0
         real[..., :-1] &= joined.flip(-1).cumprod(-1).flip(-1).bool()
-        return segment.obs[:, inside].flatten(0, 1), place.clamp(min=0).flatten(0, 1), real.flatten(0, 1)
+        game = torch.zeros_like(segment.action[:, 0]) if self.games is None else self.games.rows(segment)
+        told = segment.obs[:, inside].flatten(0, 1), place.clamp(min=0).flatten(0, 1), real.flatten(0, 1)
+        return *told, game.repeat_interleave(len(rows))
 
     # World model, and what a search needs
 
     def start(self, context: Segment) -> State:
         """The state after the last frame of `context`, of any length."""
-        return self.fresh(self.represent(*self.contexts(context, [context.length])))
+        return self.root(*self.contexts(context, [context.length]))
 
-    def fresh(self, latent: Tensor) -> State:
-        """The state of a latent image that was seen and not imagined."""
+    def root(self, frames: Tensor, action: Tensor, real: Tensor, game: Tensor | None = None) -> State:
+        """The state after a context; arguments as of `represent`."""
+        return self.fresh(self.represent(frames, action, real, game), game)
+
+    def fresh(self, latent: Tensor, game: Tensor | None = None) -> State:
+        """The state of a latent image that was seen and not imagined, in a game (N,) int64 of the vocabulary."""
         state = {"latent": latent}
+        if self.games is not None and game is not None:
+            state["game"] = game
         if self.prefix is not None:
             zeros = latent.new_zeros(len(latent), 2 * self.prefix.hidden_size + 1)
             state |= {"prefix": zeros, "age": torch.zeros(len(latent), dtype=torch.long, device=latent.device)}
         return state
 
     def roots(self, state: State) -> tuple[Tensor, Tensor]:
-        """Policy logits (B, A) and value (B,) of a state."""
-        latent = state["latent"]
-        return self.logits(latent), self.value.mean(self.read_value(latent))
+        """Policy logits (B, A) and value (B,) of a state; -inf for actions that its game does not have."""
+        latent, logits = state["latent"], self.logits(state["latent"])
+        if self.games is not None and "game" in state:
+            logits = logits.masked_fill(~self.games.legal[state["game"]], -torch.inf)
+        return logits, self.value.mean(self.read_value(latent))
 
     def logits(self, latent: Tensor) -> Tensor:
         """Policy logits (N, A) of latent images, at least float32."""
@@ -305,6 +346,8 @@ class MuZero(nn.Module):
         """
         latent = self.move(state["latent"], action)
         read, after = self.read_reward(latent), {"latent": latent}
+        if "game" in state:
+            after["game"] = state["game"]
         end = wide(self.end(read)[:, 0])
         if self.prefix is None:
             return after, read, end, 0.0
@@ -321,8 +364,10 @@ class MuZero(nn.Module):
         """Take `action` (B,) int64 of the 18-action set.
 
         Raises:
-            UserError: an action that is not among the model's.
+            UserError: an action that is not among the model's, or that the game of its row does not have.
         """
+        if self.games is not None and "game" in state:
+            self.games.refuse_illegal(state["game"], action)
         place = self.index[action]
         if (place < 0).any():
             raise UserError(f"the model was trained for the actions {self.actions} and cannot take {action.tolist()}")

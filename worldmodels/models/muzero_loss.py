@@ -19,6 +19,8 @@ from worldmodels.types import Metrics, Segment, UserError
 
 POLICY, VALUE, KNOWN = "target_policy", "target_value", "target_known"
 """Columns of a segment's `side` that hold targets by row: (B, T, A) float32, (B, T) float32, (B, T) bool."""
+NEVER = -1e9
+"""Logit of an action that a game does not have."""
 
 
 def loss_of(model: Any, segment: Segment, generator: torch.Generator | None = None) -> tuple[Tensor, Metrics]:
@@ -42,7 +44,8 @@ def loss_of(model: Any, segment: Segment, generator: torch.Generator | None = No
             f"data.length={model.least_length}"
         )
     segment = moved(model, segment, generator)
-    targets, unrolled = Targets.of(model, segment), Unrolled.of(model, segment, generator)
+    told = segment if model.games is None else model.games.withheld(segment, generator)
+    targets, unrolled = Targets.of(model, segment), Unrolled.of(model, told, generator)
     scale = torch.full((k + 1,), 1 / k, device=segment.obs.device)
     scale[0] = 1.0
     weight = segment.side["importance"][:, None] if "importance" in segment.side else 1.0
@@ -54,7 +57,10 @@ def loss_of(model: Any, segment: Segment, generator: torch.Generator | None = No
         return (torch.where(counts, error, 0.0) * weight * share).sum()
 
     end = F.binary_cross_entropy_with_logits(unrolled.end, targets.end, reduction="none")
-    chances = unrolled.policy.log_softmax(-1)
+    logits = unrolled.policy
+    if model.games is not None:  # finite, so that 0 times it is 0
+        logits = logits.masked_fill(~model.games.legal[model.games.rows(segment)][:, None], NEVER)
+    chances = logits.log_softmax(-1)
     losses = {
         "policy": mean(-(targets.policy * chances).sum(-1), targets.policy_known),
         "value": mean(model.value.loss(unrolled.value, targets.value), targets.value_known),
@@ -64,12 +70,14 @@ def loss_of(model: Any, segment: Segment, generator: torch.Generator | None = No
     if model.weights["behaviour"]:
         losses["behaviour"] = mean(-chances.gather(-1, targets.action[..., None])[..., 0], targets.better)
     if model.projector is not None:
-        losses["consistency"] = mean(_consistency(model, segment, unrolled.latent, generator), targets.reached[:, 1:])
+        losses["consistency"] = mean(_consistency(model, told, unrolled.latent, generator), targets.reached[:, 1:])
     if model.probe is not None:
         losses["probe"] = mean(_probed(model, segment, unrolled.latent), _seen(segment, first, k))
     total = torch.stack([model.weights[name] * loss for name, loss in losses.items()]).sum()
     root = model.value.mean(unrolled.value[:, 0])
-    surprise = torch.where(targets.value_known[:, 0], (root - targets.value[:, 0]).abs(), 0.0)
+    # of several games as the head sees values, or windows of the one with the most points would always come first
+    seen = model.value.encode if model.games is not None else lambda value: value
+    surprise = torch.where(targets.value_known[:, 0], (seen(root) - seen(targets.value[:, 0])).abs(), 0.0)
     metrics = {"loss": total} | {f"loss_{name}": loss for name, loss in losses.items()}
     metrics |= {"value": root.mean(), "window_loss": surprise}
     return total, {name: metric.detach() for name, metric in metrics.items()}
@@ -96,10 +104,10 @@ class Unrolled(NamedTuple):
     def of(cls, model: Any, segment: Segment, generator: torch.Generator | None) -> "Unrolled":
         """From the root of each window along its logged actions."""
         first = model.frames - 1
-        frames, action, real = model.contexts(segment, [first])
-        state = model.fresh(model.represent(model.changed(frames, generator), action, real))
+        frames, *context = model.contexts(segment, [first])
+        state = model.root(model.changed(frames, generator), *context)
         latents, rewards, ends = [state["latent"]], [], []
-        for place in model.index[segment.action[:, first : first + model.unroll]].clamp(min=0).unbind(1):
+        for place in model.places(segment)[:, first : first + model.unroll].clamp(min=0).unbind(1):
             state, features, end, _ = model.after(state, place)
             rewards.append(features)
             ends.append(end)
@@ -162,7 +170,7 @@ class Targets(NamedTuple):
         over = ahead.discount == 0
         value = ahead.reward + torch.where(over, 0.0, model.gamma**steps * after)
         value_known = segment.mask & (over | after_known) & (steps > 0)
-        action = model.index[segment.action]
+        action = model.places(segment)
         # by more than rounding: a logged return is made of the same rewards as what it is held against
         better = value_known & known & (action >= 0) & (value - own > 1e-4 * (1 + own.abs()))
         if model.search_value:
@@ -210,9 +218,9 @@ def moved(model: Any, segment: Segment, generator: torch.Generator | None) -> Se
 @torch.no_grad()
 def own_targets(model: Any, segment: Segment) -> dict[str, Tensor]:
     """Targets by row without any search: the logged action, and the model's own value of each frame."""
-    state = model.fresh(model.represent(*model.contexts(segment, range(segment.length))))
+    state = model.root(*model.contexts(segment, range(segment.length)))
     value = model.roots(state)[1].unflatten(0, (-1, segment.length))
-    place = model.index[segment.action]
+    place = model.places(segment)
     policy = F.one_hot(place.clamp(min=0), len(model.actions)).float()
     return {POLICY: policy, VALUE: value, KNOWN: segment.mask & (place >= 0)}
 
@@ -220,9 +228,9 @@ def own_targets(model: Any, segment: Segment) -> dict[str, Tensor]:
 def _consistency(model: Any, segment: Segment, latent: Tensor, generator: torch.Generator | None) -> Tensor:
     """How far (B, K) dynamics from the root lead away from what is seen there (EfficientZero, section 4.1)."""
     first, k = model.frames - 1, model.unroll
-    frames, action, real = model.contexts(segment, range(first + 1, first + k + 1))
+    frames, *context = model.contexts(segment, range(first + 1, first + k + 1))
     with torch.no_grad():
-        seen = model.represent(model.changed(frames, generator), action, real)
+        seen = model.represent(model.changed(frames, generator), *context)
     return model.projector(latent[:, 1:].flatten(0, 1), seen).unflatten(0, (-1, k))
 
 

@@ -58,6 +58,7 @@ class RewardModel(nn.Module):
             sign of its own where a last frame is unknown, a model would wait for that sign, and no dream gives it.
         terminal_frame: "stale" shows the frame before a termination again in place of the one after it, as DIAMOND's
             play mostly did; "logged" shows what the log holds.
+        games: rows of the vocabulary of games (`nn.games`), of which it is told beside the action; 0 for none.
 
     Raises:
         UserError: an unknown choice, or a weight that is not above 0.
@@ -84,6 +85,7 @@ class RewardModel(nn.Module):
         event_weight: float = 1.0,
         unknown_next: str = "grey",
         terminal_frame: str = "stale",
+        games: int = 0,
     ) -> None:
         super().__init__()
         for name, value, allowed in (
@@ -102,6 +104,7 @@ class RewardModel(nn.Module):
         self.register_buffer("bins", symlog_bins(1 if rewards == "sign" else 14), persistent=False)
         self.ends = 2 if life_loss == "apart" else 1
         self.action_embedding = nn.Embedding(num_actions, cond_channels)
+        self.game = nn.Embedding(games, cond_channels) if games else None
         self.conv_in = conv3x3(2 * image_channels * patch**2, channels[0])
         self.encoder = Encoder(channels, depths, cond_channels, attention, middle, normed_skip)
         side = image_size // patch
@@ -122,7 +125,12 @@ class RewardModel(nn.Module):
         init_lstm(self.lstm)
 
     def forward(
-        self, frames: Tensor, next_frames: Tensor, action: Tensor, memory: Memory | None = None
+        self,
+        frames: Tensor,
+        next_frames: Tensor,
+        action: Tensor,
+        memory: Memory | None = None,
+        game: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Memory]:
         """Logits of T transitions, as they are trained (with `event_weight` in them).
 
@@ -132,6 +140,7 @@ class RewardModel(nn.Module):
             action: (B, T) int64.
             memory: hidden and cell state, (1, B, lstm) each; without it a foreseen termination of the first transition
                 knows its action alone.
+            game: (B,) int64, rows of the vocabulary; 0 by default.
 
         Returns:
             Reward logits (B, T, K) by bin; logits (B, T, E, 2) of not ending and ending, by termination and, where it
@@ -143,18 +152,20 @@ class RewardModel(nn.Module):
         if self.patch > 1:  # patches of one pixel would be copied
             pairs = F.pixel_unshuffle(pairs, self.patch)
         x = self.conv_in(pairs.to(self.conv_in.weight.dtype))
-        embedding = self.action_embedding(action)
-        x, _ = self.encoder(x, embedding.flatten(0, 1))
-        x = self.projection(x.reshape(*action.shape, -1).to(embedding.dtype))
+        told = self.action_embedding(action)
+        if self.game is not None:
+            told = told + self.game(torch.zeros_like(action[:, 0]) if game is None else game)[:, None]
+        x, _ = self.encoder(x, told.flatten(0, 1))
+        x = self.projection(x.reshape(*action.shape, -1).to(told.dtype))
         if isinstance(self.projection, nn.Sequential):
-            x = torch.cat([x, embedding], dim=-1)
+            x = torch.cat([x, told], dim=-1)
         remembered = memory
         x, memory = self._remember(x, memory)
         reward, end = self.head(x).float().tensor_split([len(self.bins)], dim=-1)
         if self.foreseen is not None:  # an LSTM's output is its hidden state
             first = torch.zeros_like(x[:, :1]) if remembered is None else remembered[0].transpose(0, 1).to(x.dtype)
             before = torch.cat([first, x[:, :-1]], dim=1)
-            termination = self.foreseen(torch.cat([before, embedding.to(x.dtype)], dim=-1)).float()
+            termination = self.foreseen(torch.cat([before, told.to(x.dtype)], dim=-1)).float()
             end = torch.cat([termination, end], dim=-1)
         return reward, end.unflatten(-1, (self.ends, 2)), memory
 
@@ -166,7 +177,12 @@ class RewardModel(nn.Module):
         return hidden[:, None], (hidden[None], cell[None])
 
     def predict(
-        self, frames: Tensor, next_frames: Tensor, action: Tensor, memory: Memory | None = None
+        self,
+        frames: Tensor,
+        next_frames: Tensor,
+        action: Tensor,
+        memory: Memory | None = None,
+        game: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Memory]:
         """Probabilities of T transitions; arguments as in `forward`.
 
@@ -175,12 +191,14 @@ class RewardModel(nn.Module):
         Returns:
             Reward probabilities (B, T, K) by bin; probabilities (B, T, E) of ending; the new memory.
         """
-        reward, end, memory = self(frames, next_frames, action, memory)
+        reward, end, memory = self(frames, next_frames, action, memory, game)
         weight = math.log(self.event_weight)
         reward = torch.where(self.bins == 0, reward, reward - weight)
         return reward.softmax(-1), (end[..., 1] - end[..., 0] - weight).sigmoid(), memory
 
-    def loss(self, segment: Segment, frames: Tensor, next_frames: Tensor) -> tuple[Tensor, Metrics]:
+    def loss(
+        self, segment: Segment, frames: Tensor, next_frames: Tensor, game: Tensor | None = None
+    ) -> tuple[Tensor, Metrics]:
         """Sum of the cross-entropies of reward, termination and lost life over the transitions that count.
 
         Args:
@@ -188,10 +206,11 @@ class RewardModel(nn.Module):
             frames: (B, T, C, H, W) in [-1, 1], before the actions.
             next_frames: (B, T, C, H, W), after them; what is no frame of the log counts only where `unknown_next`
                 is "grey".
+            game: (B,) int64, as in `forward`.
         """
         if self.terminal_frame == "stale":
             next_frames = torch.where(segment.terminated[..., None, None, None], frames, next_frames)
-        reward_logits, end_logits, _ = self(frames, next_frames, segment.action)
+        reward_logits, end_logits, _ = self(frames, next_frames, segment.action, None, game)
         importance = segment.side.get("importance", torch.ones(len(frames), device=frames.device))[:, None]
         real = segment.mask if self.unknown_next == "grey" else segment.mask & segment.next_mask
         # nothing was seen before the first transition, from which its end could be foreseen

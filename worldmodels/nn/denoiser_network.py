@@ -47,7 +47,7 @@ class DenoiserNetwork(nn.Module):
         backbone: "unet" for our own, "unet2d" for diffusers' (`nn.unet2d`), which has no `normed_skip`, "dilated" for
             one level of `channels` (`nn.dilated`), which knows neither depths nor attention.
         dilations: of the blocks of the dilated backbone.
-        labels: further conditions by name, and how many values each has; they start without effect.
+        labels: further conditions by name, and how many values each has; they start without effect, but for "game".
 
     Raises:
         UserError: another backbone, or levels that it cannot have.
@@ -79,8 +79,9 @@ class DenoiserNetwork(nn.Module):
             nn.Linear(cond_channels, cond_channels), nn.SiLU(), nn.Linear(cond_channels, cond_channels)
         )
         self.labels = nn.ModuleDict({name: nn.Embedding(n, cond_channels) for name, n in (labels or {}).items()})
-        for embedding in self.labels.values():
-            nn.init.zeros_(embedding.weight)  # pyrefly: ignore
+        for name, embedding in self.labels.items():
+            if name != "game":  # what scales by the condition begins at zero; two zeros in a row would learn nothing
+                nn.init.zeros_(embedding.weight)  # pyrefly: ignore
         channels_in, channels_out = (context + hints + 1) * image_channels * patch**2, image_channels * patch**2
         if backbone == "unet2d":
             self.unet = UNet2D(channels_in, channels_out, channels, list(depths), cond_channels, list(attention))

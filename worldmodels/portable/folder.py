@@ -71,7 +71,7 @@ class Portable(NamedTuple):
 def describe(
     model: Mapping[str, Any],
     card: Mapping[str, Any],
-    actions: list[int] | None = None,
+    actions: list[int] | Mapping[str, list[int]] | None = None,
     run: Mapping[str, Any] | None = None,
     source: Mapping[str, Any] | None = None,
     transform: Mapping[str, Any] | None = None,
@@ -82,12 +82,14 @@ def describe(
     Args:
         model: settings for `config.build`, or of a policy or a MuZero for `config.build_policy`.
         card: dataset card of the log that it learned from.
-        actions: of a policy or a MuZero, the indices into the 18-action set that it may take; None for a world model.
+        actions: of a policy or a MuZero, the indices into the 18-action set that it may take, of several games by the
+            name of each; None for a world model.
         run: what its training recorded; that of a MuZero has a `search` among the settings of its `learner`.
         source: where the weights were before.
         transform: of frames, with which the log was read (data/transforms.py).
         licence: of the weights, by the hub's name for it.
     """
+    legal = card["action_set"] if actions is None else actions
     names = ("frame_skip", "sticky_prob", "noop_max", "fire_reset", "episodic_life", "time_limit")
     protocol = {name: card[name] for name in names} | {
         "max_pool": card["obs"]["max_pool"],
@@ -100,7 +102,7 @@ def describe(
         "written_by": f"worldmodels {__version__}",
         "kind": kind,
         "model": dict(model),
-        "actions": {"vocabulary": ACTIONS, "legal": list(card["action_set"] if actions is None else actions)},
+        "actions": {"vocabulary": ACTIONS, "legal": dict(legal) if isinstance(legal, Mapping) else list(legal)},
         "card": dict(card),
         "card_sha256": card_digest(card),
         "protocol": protocol,
@@ -132,6 +134,8 @@ def write_model(out: Path, about: About, weights: Mapping[str, Tensor], starts: 
     data = {WEIGHTS: _bytes(weights)}
     if starts is not None:
         columns = {field.name: getattr(starts, field.name) for field in fields(Segment) if field.name != "side"}
+        if about["model"].get("games"):  # what knows no games is read by earlier versions, too
+            columns |= {"game": starts.side["game"]}
         data[STARTS] = _bytes(columns)
     about = about | {"parameters": sum(value.numel() for value in weights.values())}
     about["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in data.items()}
@@ -256,7 +260,8 @@ def read_starts(folder: str | Path) -> Segment:
     if STARTS not in about["files"]:
         raise UserError(f"{folder} holds no start frames; export it again with store=... starts=4")
     columns: dict[str, Any] = _tensors(folder, about, STARTS)
-    return Segment(**columns)
+    game = columns.pop("game", None)
+    return Segment(**columns, side={} if game is None else {"game": game})
 
 
 def load_model(folder: str | Path) -> tuple[nn.Module, About]:

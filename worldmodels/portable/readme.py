@@ -16,7 +16,7 @@ def readme(about: Mapping[str, Any]) -> str:
     card, kind = about["card"], about["kind"]
     games = card.get("games", [card["game"]])
     name = about["model"]["_target_"].rpartition(".")[2]
-    legal = ", ".join(about["actions"]["vocabulary"][a] for a in about["actions"]["legal"])
+    legal = _actions(about["actions"]["vocabulary"], about["actions"]["legal"])
     obs = card["obs"]
     play = f"worldmodels evaluate checkpoint=FOLDER game={games[0]} protocol=store out=runs/scored"
     use = {
@@ -50,6 +50,12 @@ def readme(about: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _actions(vocabulary: list[str], legal: Any) -> str:
+    if isinstance(legal, Mapping):
+        return "; ".join(f"{_actions(vocabulary, mine)} (in {game})" for game, mine in legal.items())
+    return ", ".join(vocabulary[a] for a in legal)
 
 
 def _front(about: Mapping[str, Any], games: list[str]) -> dict[str, Any]:
