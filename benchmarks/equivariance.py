@@ -13,11 +13,6 @@ Each plays the mazes of its log as they stood, the same mazes turned by a quarte
 that it has never seen. Logs of several lengths say how much play a return takes.
 """
 
-import argparse
-import json
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.policies import Bench, means, told
-from benchmarks.results import publish
-from worldmodels.data.store import Store
+from benchmarks.runs import Runs, command_line, logged_returns, made, means, told
 from worldmodels.evaluation.pictures import plot
 
 RUNS = {
@@ -63,11 +56,11 @@ FULL = Budget((5000, 10_000, 20_000), mazes=10, train=3000, games=50, seeds=5)
 QUICK = Budget((3000,), mazes=10, train=30, games=5, seeds=1)
 
 
-class Mazes(Bench):
+class Mazes(Runs):
     """Logs of several lengths and, of each, four runs with each seed."""
 
     def __init__(self, root: Path, budget: Budget, only: list[str]) -> None:
-        super().__init__(root, {}, only)
+        super().__init__(root, only)
         self.budget = budget
 
     def parts(self) -> Iterator[tuple[str, str, int]]:
@@ -75,17 +68,13 @@ class Mazes(Bench):
         for steps in self.budget.logs:
             for name in RUNS:
                 for seed in range(self.budget.seeds):
-                    if not self.only or f"log{steps}/{name}/{seed}".startswith(tuple(self.only)):
+                    if self.wanted(f"log{steps}/{name}/{seed}"):
                         yield f"log{steps}", name, seed
 
     def store(self, log: str) -> Path:
         """The log, made where it is not there."""
-        path = self.root / log / "log"
-        settings = [f"source.mazes={self.budget.mazes}", f"steps={log.removeprefix('log')}", f"store={path}"]
-        if not (path / "metrics.json").exists():
-            command = [sys.executable, "-m", "worldmodels", "collect", "game=maze", *settings]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return path
+        steps = int(log.removeprefix("log"))
+        return self.collect("maze", steps, f"source.mazes={self.budget.mazes}", out=self.root / log / "log")
 
     def play(self) -> None:
         """Train every run that is wanted, and let it play everywhere."""
@@ -101,20 +90,13 @@ class Mazes(Bench):
                 told_env = ",".join(f"{k}:{str(v).lower()}" for k, v in env.items())
                 self.run("evaluate", *arguments, f"env={{{told_env}}}", out=out / place.replace(" ", "_"))
 
-    def scores(self, log: str, name: str, place: str) -> list[np.ndarray]:
-        """Returns of the games of each seed in one place."""
-        whole = sorted((self.root / log / name).glob(f"*/{place.replace(' ', '_')}/metrics.json"))
-        lines = [path.with_name("results.jsonl").read_text(encoding="utf-8").splitlines() for path in whole]
-        return [np.array([json.loads(line)["return"] for line in text]) for text in lines]
-
 
 def figures_of(bench: Mazes, log: str) -> dict[str, Any]:
     """Returns of every run of a log, in each place, and their differences."""
-    rng, store = np.random.default_rng(0), Store.open(bench.store(log))
-    behaviour = [np.array([store.episode_info(i)["return"] for i in range(len(store.lengths))])]
-    figures: dict[str, Any] = {"log": told(means(behaviour, rng))}
+    rng = np.random.default_rng(0)
+    figures: dict[str, Any] = {"log": told(means(logged_returns(bench.store(log)), rng))}
     for name in RUNS:
-        played = {place: runs for place in PLAYED if (runs := bench.scores(log, name, place))}
+        played = {place: runs for place in PLAYED if (runs := bench.returns(log, name, place.replace(" ", "_")))}
         drawn = {place: means(runs, rng) for place, runs in played.items()}
         figures[name] = {place: told(values) | {"seeds": len(played[place])} for place, values in drawn.items()}
         if turned := [drawn[place] for place in drawn if place in ("turned 90", "turned 180", "turned 270")]:
@@ -151,21 +133,11 @@ def draw(path: Path, figures: dict[str, Any]) -> None:
 
 def main() -> None:
     """Make what is missing, and print every figure and the same as JSON in the last line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one log, one seed and next to no training")
-    parser.add_argument("--only", nargs="*", default=[], metavar="PART", help="such as log20000/c4")
-    parser.add_argument("--out", type=Path, default=Path("runs/equivariance"), help="where runs are kept")
-    options = parser.parse_args()
-    root, began = options.out.absolute() / ("quick" if options.quick else "full"), time.monotonic()
-    bench = Mazes(root, QUICK if options.quick else FULL, options.only)
-    bench.play()
-    figures: dict[str, Any] = {}
-    for log in (f"log{steps}" for steps in bench.budget.logs):
-        if (root / log).exists():
-            figures[log] = figures_of(bench, log)
-            show(log, figures[log])
-    draw(root / "equivariance.png", figures)
-    publish("equivariance", figures, options.out, quick=options.quick, seconds_now=round(time.monotonic() - began))
+    asked = command_line("equivariance", __doc__, "log20000/c4", "one log, one seed and next to no training")
+    bench = Mazes(asked.root, QUICK if asked.quick else FULL, asked.only)
+    figures = made(bench, [f"log{steps}" for steps in bench.budget.logs], figures_of, show)
+    draw(asked.root / "equivariance.png", figures)
+    asked.publish(figures)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,7 @@ runs of a game have the same network, log and number of optimizer steps, and pla
 - prior: `unplugged` played without a search, by its policy alone.
 """
 
-import argparse
 import json
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.policies import Bench, means, told
-from benchmarks.results import publish
-from worldmodels.data.store import Store
+from benchmarks.runs import Runs, command_line, logged_returns, made, means, told
 
 
 @dataclass(frozen=True)
@@ -72,25 +68,28 @@ BEST = {"catch": 8.0}
 """The best return there is, where it is known."""
 
 
-class MuZeroBench(Bench):
+class MuZeroBench(Runs):
     """One log and many runs of each game, below `root`."""
 
-    logs = LOGS
-
     def __init__(self, root: Path, budgets: dict[str, Budget], only: Sequence[str]) -> None:
-        super().__init__(root, budgets, only)  # pyrefly: ignore
+        super().__init__(root, only)
+        self.budgets = budgets
+
+    def log(self, game: str) -> Path:
+        """The log of a game."""
+        return self.collect(game, self.budgets[game].log, *LOGS.get(game, []), out=self.root / game / "log")
 
     def parts(self) -> Iterator[tuple[str, str, int]]:
         """Game, run and seed of every part that is wanted."""
         for game, budget in self.budgets.items():
-            for name in budget.runs:  # pyrefly: ignore
+            for name in budget.runs:
                 for seed in range(budget.seeds):
-                    if not self.only or f"{game}/{name}/{seed}".startswith(tuple(self.only)):
+                    if self.wanted(f"{game}/{name}/{seed}"):
                         yield game, name, seed
 
     def policy(self, game: str, name: str, seed: int) -> Path:
         """The checkpoint of a run, with all that it needs."""
-        steps = self.budgets[game].train  # pyrefly: ignore
+        steps = self.budgets[game].train
         if name == "prior":
             return self.policy(game, "unplugged", seed)
         settings = [f"store={self.log(game)}", f"seed={seed}", *RUNS[name]]
@@ -100,7 +99,7 @@ class MuZeroBench(Bench):
 
     def targets(self, game: str, seed: int) -> str:
         """The version of the targets that a little trained network gave the whole log once."""
-        steps, out = self.budgets[game].train // 5, self.root / game / "young" / str(seed)  # pyrefly: ignore
+        steps, out = self.budgets[game].train // 5, self.root / game / "young" / str(seed)
         checkpoint = self.train(f"{game}_muzero", steps, f"store={self.log(game)}", f"seed={seed}", out=out)
         settings = [f"checkpoint={checkpoint}", f"store={self.log(game)}"]
         self.run("reanalyse", *settings, out=out / "targets")
@@ -118,9 +117,8 @@ class MuZeroBench(Bench):
 
 def figures_of(bench: MuZeroBench, game: str) -> dict[str, Any]:
     """Every figure of a game that has been played so far."""
-    rng, store = np.random.default_rng(0), Store.open(bench.log(game))
-    log = [np.array([store.episode_info(i)["return"] for i in range(len(store.lengths))])]
-    played = {name: runs for name in bench.budgets[game].runs if (runs := bench.returns(game, name))}  # pyrefly: ignore
+    rng, log = np.random.default_rng(0), logged_returns(bench.log(game))
+    played = {name: runs for name in bench.budgets[game].runs if (runs := bench.returns(game, name))}
     drawn = {name: means(runs, rng) for name, runs in ({"log": log} | played).items()}
     figures: dict[str, Any] = {}
     for name, values in drawn.items():
@@ -150,20 +148,9 @@ def show(game: str, figures: dict[str, Any]) -> None:
 
 def main() -> None:
     """Make what is missing, and print every figure and the same as JSON in the last line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed and next to no training")
-    parser.add_argument("--only", nargs="*", default=[], metavar="PART", help="such as pong/clone or catch")
-    parser.add_argument("--out", type=Path, default=Path("runs/muzero"), help="where runs are kept")
-    options = parser.parse_args()
-    root, began = options.out.absolute() / ("quick" if options.quick else "full"), time.monotonic()
-    bench = MuZeroBench(root, QUICK if options.quick else FULL, options.only)
-    bench.play()
-    figures: dict[str, Any] = {}
-    for game in bench.budgets:
-        if (root / game).exists():
-            figures[game] = figures_of(bench, game)
-            show(game, figures[game])
-    publish("muzero", figures, options.out, quick=options.quick, seconds_now=round(time.monotonic() - began))
+    asked = command_line("muzero", __doc__, "pong/clone or catch", "one seed and next to no training")
+    bench = MuZeroBench(asked.root, QUICK if asked.quick else FULL, asked.only)
+    asked.publish(made(bench, bench.budgets, figures_of, show))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,7 @@ Every policy of a game has the same encoder and the same log, was tuned in one t
 takes the checkpoint that the log or the dreams choose, and plays whole real games by the rules of its log.
 """
 
-import argparse
 import json
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results import publish
+from benchmarks.runs import Runs, command_line, logged_returns, made, means, told
 from worldmodels.data.sources.atari_play import atari_play, weights
-from worldmodels.data.store import Store
 
-RESAMPLES = 10_000
 TEMPERATURE = 0.5
 """Of all actors that play: nearer to what a mixture of players does most than to any one's whim."""
 
@@ -88,39 +82,16 @@ RUNS = {
 }
 
 
-class Bench:
+class Bench(Runs):
     """One log, one world model and many policies of each game, below `root`."""
 
-    logs = LOGS
-
     def __init__(self, root: Path, budgets: dict[str, Budget], only: Sequence[str]) -> None:
-        self.root, self.budgets, self.only = root, budgets, only
-
-    def run(self, *arguments: str, out: Path) -> None:
-        """A command that leaves metrics.json in `out`; nothing where that is there."""
-        if (out / "metrics.json").exists():
-            return
-        began = time.monotonic()
-        print(f"{out.relative_to(self.root)} ...", end=" ", flush=True)
-        command = [sys.executable, "-m", "worldmodels", *arguments, f"out={out}"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        print(f"{time.monotonic() - began:.0f} s", flush=True)
-
-    def train(self, experiment: str, steps: int | None, *settings: str, out: Path) -> Path:
-        """The checkpoint that training leaves."""
-        often = [] if steps is None else [f"trainer.max_steps={steps}", f"trainer.val_check_interval={-(-steps // 5)}"]
-        self.run("train", f"experiment={experiment}", "logger=csv", "callbacks.dream=null", *often, *settings, out=out)
-        return out / "best.ckpt"
+        super().__init__(root, only)
+        self.budgets = budgets
 
     def log(self, game: str) -> Path:
         """The log of a game."""
-        path, steps = self.root / game / "log", self.budgets[game].log
-        if not path.exists() or Store.open(path).offsets[-1] < steps:
-            command = ["collect", f"game={game}", f"steps={steps}", f"store={path}", *self.logs.get(game, [])]
-            subprocess.run([sys.executable, "-m", "worldmodels", *command], check=True, stdout=subprocess.DEVNULL)
-        return path
+        return self.collect(game, self.budgets[game].log, *LOGS.get(game, []), out=self.root / game / "log")
 
     def world_model(self, game: str) -> Path:
         """The one world model of a game."""
@@ -157,7 +128,7 @@ class Bench:
         for game, budget in self.budgets.items():
             for name in RUNS:
                 for seed in range(budget.value_seeds if name.startswith("q_") else budget.seeds):
-                    if not self.only or f"{game}/{name}/{seed}".startswith(tuple(self.only)):
+                    if self.wanted(f"{game}/{name}/{seed}"):
                         yield game, name, seed
 
     def play(self) -> None:
@@ -177,18 +148,10 @@ class Bench:
             ]
             self.run("evaluate", *settings, f"seed={seed}", out=checkpoint.parent / "played")
 
-    def returns(self, game: str, name: str) -> list[np.ndarray]:
-        """Returns of the real games of each seed that has played."""
-        whole = sorted((self.root / game / name).glob("*/played/metrics.json"))
-        found = [path.with_name("results.jsonl").read_text(encoding="utf-8") for path in whole]
-        lines = [[json.loads(line) for line in text.splitlines()] for text in found]
-        return [np.array([line["return"] for line in rows]) for rows in lines]
-
 
 def behaviours(game: str, log: Path, games: int) -> dict[str, list[np.ndarray]]:
     """Returns of the log's games, and of whole games of each behaviour in its mixture alone."""
-    store = Store.open(log)
-    found = {"log": [np.array([store.episode_info(i)["return"] for i in range(len(store.lengths))])]}
+    found = {"log": logged_returns(log)}
     if game == "catch":
         return found
     for name in weights(game):
@@ -204,24 +167,6 @@ def kept_behaviours(bench: Bench, game: str) -> dict[str, list[np.ndarray]]:
         found = behaviours(game, bench.log(game), bench.budgets[game].games)
         file.write_text(json.dumps({k: [x.tolist() for x in v] for k, v in found.items()}), encoding="utf-8")
     return {k: [np.array(x) for x in v] for k, v in json.loads(file.read_text(encoding="utf-8")).items()}
-
-
-def means(runs: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Mean return in each resample, (1 + RESAMPLES,), the sample itself first; seeds and games are drawn again."""
-    drawn = np.zeros(RESAMPLES)
-    seeds = rng.integers(len(runs), size=(RESAMPLES, len(runs)))
-    for k, games in enumerate(runs):
-        counts = (seeds == k).sum(1)
-        for again in range(counts.max()):
-            some = np.flatnonzero(counts > again)
-            drawn[some] += games[rng.integers(len(games), size=(len(some), len(games)))].mean(1)
-    return np.concatenate([[np.mean([games.mean() for games in runs])], drawn / len(runs)])
-
-
-def told(values: np.ndarray) -> dict[str, Any]:
-    """Mean and 95 % interval."""
-    low, high = np.quantile(values[1:], [0.025, 0.975])
-    return {"mean": round(float(values[0]), 3), "interval": [round(float(low), 3), round(float(high), 3)]}
 
 
 COMPARISONS = {
@@ -260,22 +205,9 @@ def show(game: str, figures: dict[str, Any]) -> None:
 
 def main() -> None:
     """Make what is missing, and print every figure and the same as JSON in the last line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed and next to no training")
-    parser.add_argument("--only", nargs="*", default=[], metavar="PART", help="such as pong/clone or catch")
-    parser.add_argument("--out", type=Path, default=Path("runs/policies"), help="where runs are kept")
-    options = parser.parse_args()
-    root = options.out.absolute() / ("quick" if options.quick else "full")
-    budgets = QUICK_BUDGETS if options.quick else BUDGETS
-    bench, began = Bench(root, budgets, options.only), time.monotonic()
-    bench.play()
-    figures: dict[str, Any] = {}
-    for game in budgets:
-        if (root / game).exists():
-            figures[game] = figures_of(bench, game)
-            show(game, figures[game])
-    seconds = round(time.monotonic() - began)
-    publish("policies", figures, options.out, quick=options.quick, seconds_now=seconds)
+    asked = command_line("policies", __doc__, "pong/clone or catch", "one seed and next to no training")
+    bench = Bench(asked.root, QUICK_BUDGETS if asked.quick else BUDGETS, asked.only)
+    asked.publish(made(bench, bench.budgets, figures_of, show))
 
 
 if __name__ == "__main__":
