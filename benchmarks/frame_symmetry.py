@@ -1,7 +1,8 @@
 """What symmetry is worth to the diffusion model: none, windows turned at random, and a symmetric denoiser.
 
-`python -m benchmarks.frame_symmetry [--quick] [--out DIR]`. The game is MiniPacman in square mazes, which all of D4
-turns and flips exactly. All runs learn from one log, of mazes that stand one way, for an equal time of one core:
+`python -m benchmarks.frame_symmetry [--quick] [--only RUN ...] [--out DIR]`. The game is MiniPacman in square mazes,
+which all of D4 turns and flips exactly. All runs learn from one log, of mazes that stand one way, for an equal time of
+one core, which is counted by the process, so that what else runs matters little:
 
 - none: as it is; turned: each training window moved by an element drawn for it (`model.turned=d4`);
 - symmetric: the denoiser's output is the mean over all eight (`model.symmetry=d4`), so that a step costs several times
@@ -39,7 +40,7 @@ MEAN = "turned_mean"
 PLACES = {"as logged": (), "turned": ("source.orientation=1",), "unseen": ("source.unseen=true",)}
 """Of held-out play, by what differs from the log."""
 HORIZONS = (1, 2, 4, 8)
-SIZE, BURN_IN, RATE = 15, 4, 3e-3
+SIZE, BURN_IN, RATE, BATCH = 15, 4, 3e-3, 16
 MODEL = {
     "size": "tiny",
     "image_size": SIZE,
@@ -79,7 +80,7 @@ class Budget:
 
 
 FULL = Budget(20_000, mazes=10, held_out=4000, windows=256, seconds=600, seeds=3)
-QUICK = Budget(4000, mazes=10, held_out=1000, windows=96, seconds=60, seeds=1)
+QUICK = Budget(4000, mazes=10, held_out=600, windows=96, seconds=40, seeds=1)
 
 
 def log(path: Path, steps: int, mazes: int, *settings: str) -> Path:
@@ -100,7 +101,7 @@ def model(seed: int, **settings: str) -> Any:
 
 def train(world: Any, store: Path, seconds: float, seed: int) -> int:
     """Learn for so many seconds of one core, at a rate that falls to 0; returns the number of steps."""
-    data = StoreDataModule(str(store), batch_size=32, length=6, left_padding=2, seed=seed)
+    data = StoreDataModule(str(store), batch_size=BATCH, length=6, left_padding=2, seed=seed)
     optimizer = torch.optim.AdamW(decay_groups(world, 1e-2), lr=RATE, fused=True)
     generator, began, steps = torch.Generator().manual_seed(seed), time.process_time(), 0
     world.train()
@@ -134,14 +135,14 @@ def judge(world: Any, store: Path, windows: int) -> list[float]:
     return psnr(error, count)[[h - 1 for h in HORIZONS]].tolist()
 
 
-def runs(root: Path, budget: Budget) -> Iterator[tuple[str, int, dict[str, Any]]]:
+def runs(root: Path, budget: Budget, only: list[str]) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """What each run of each seed has come to, trained and judged where it is not yet; the seeds in turn."""
     logged = log(root / "log", budget.log, budget.mazes)
     tests: dict[str, Path] = {}
     for place, settings in PLACES.items():
         tests[place] = log(root / place.replace(" ", "_"), budget.held_out, budget.mazes, "seed=1", *settings)
     for seed in range(budget.seeds):
-        for name, settings in RUNS.items():
+        for name, settings in {name: RUNS[name] for name in RUNS if name in (only or RUNS)}.items():
             file = root / f"{name}_{seed}.json"
             if not file.exists():
                 world = model(seed, **settings)
@@ -160,6 +161,7 @@ def main() -> None:
     """Make what is missing, and print every figure and the same as JSON in the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, a tenth of the time")
+    parser.add_argument("--only", nargs="*", default=[], choices=[*RUNS], metavar="RUN", help="such as turned")
     parser.add_argument("--out", type=Path, default=Path("runs/frame_symmetry"), help="where logs and results are kept")
     options = parser.parse_args()
     root, budget = options.out.absolute() / ("quick" if options.quick else "full"), QUICK if options.quick else FULL
@@ -167,7 +169,7 @@ def main() -> None:
     torch.set_num_threads(1)
     steps: dict[str, list[int]] = {}
     found: dict[str, list[Any]] = {}
-    for name, _, result in runs(root, budget):
+    for name, _, result in runs(root, budget, options.only):
         steps.setdefault(name, []).append(result["steps"])
         for judged, places in result["psnr"].items():
             found.setdefault(judged, []).append([places[place] for place in PLACES])
