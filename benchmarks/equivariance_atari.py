@@ -20,8 +20,11 @@ import torch
 
 from benchmarks.runs import Runs, logged_returns, means, told
 from worldmodels.data.sampling import even_windows
+from worldmodels.data.segments import TERMINATED
 from worldmodels.data.store import Store
+from worldmodels.data.targets import returns_to_go
 from worldmodels.learners.muzero import load_muzero
+from worldmodels.models.muzero import MuZero
 from worldmodels.models.muzero_loss import VALUE, own_targets
 
 GAME = "breakout"
@@ -43,6 +46,7 @@ class Budget:
         log: steps of play.
         train: optimizer steps of each run.
         games: whole real games that each run plays.
+        limit: steps after which a game is cut: a player that never serves would play half an hour.
         windows: of held-out play.
         seeds: of training.
     """
@@ -50,12 +54,13 @@ class Budget:
     log: int
     train: int
     games: int
+    limit: int
     windows: int
     seeds: int
 
 
-FULL = Budget(50_000, train=1500, games=20, windows=256, seeds=3)
-QUICK = Budget(6000, train=10, games=1, windows=16, seeds=1)
+FULL = Budget(50_000, train=1500, games=20, limit=5000, windows=256, seeds=3)
+QUICK = Budget(6000, train=10, games=1, limit=200, windows=16, seeds=1)
 
 
 class Flips(Runs):
@@ -78,9 +83,11 @@ class Flips(Runs):
             settings = [f"store={log}", f"seed={seed}", *VALUES, *RUNS[name]]
             checkpoint = self.train("pong_muzero", self.budget.train, *settings, out=out)
             if not (out / "value_error").exists():
-                (out / "value_error").write_text(str(value_error(checkpoint, log, self.budget.windows)))
+                (out / "value_error").write_text(
+                    str(value_error(load_muzero(checkpoint)[0], Store.open(log), self.budget.windows))
+                )
             arguments = [f"checkpoint={checkpoint}", f"game={GAME}", "protocol=store", f"agent={name}", "films=0"]
-            arguments += [f"seed={seed}", f"episodes={self.budget.games}", "slots=10"]
+            arguments += [f"seed={seed}", f"episodes={self.budget.games}", f"protocol.time_limit={self.budget.limit}"]
             self.run("evaluate", *arguments, out=out / "played")
 
     def held_out(self, name: str) -> dict[str, list[float]]:
@@ -91,23 +98,19 @@ class Flips(Runs):
         return {"reward_loss": losses, "value_error": [float((out / "value_error").read_text()) for out in runs]}
 
 
-def value_error(checkpoint: Path, log: Path, windows: int) -> float:
+def value_error(model: MuZero, store: Store, windows: int) -> float:
     """Root mean square of what values differ by from the discounted clipped rewards of held-out play."""
-    (model, _), store = load_muzero(checkpoint), Store.open(log)
+    flags = store.column("flags") & TERMINATED > 0
+    followed, known = returns_to_go(np.sign(store.column("reward")), flags, store.offsets, model.gamma)
     starts = even_windows(store, store.splits["test"], windows, LENGTH)
-    segment, rewards, followed = store.read(starts, LENGTH), np.sign(store.column("reward")), {}
-    for i in set(starts[:, 0].tolist()):
-        total, later = 0.0, []
-        for reward in rewards[store.offsets[i] : store.offsets[i + 1]][::-1]:
-            total = reward + model.gamma * total
-            later.append(total)
-        followed[i] = np.array(later[::-1] + [0.0] * LENGTH)
+    segment = store.read(starts, LENGTH)
     with torch.no_grad():
-        values = own_targets(model, segment)[VALUE]
-    true = torch.from_numpy(np.stack([followed[i][first : first + LENGTH] for i, first in starts.tolist()]))
-    known = segment.mask.clone()
-    known[:, : model.frames - 1] = False  # that see less than the whole context
-    return float((values - true)[known].square().mean().sqrt())
+        values = own_targets(model, segment)[VALUE].numpy()
+    counts = segment.mask.numpy().copy()
+    counts[:, : model.frames - 1] = False  # that see less than the whole context
+    which, step = np.nonzero(counts)
+    row = store.offsets[starts[which, 0]] + starts[which, 1] + step
+    return float(np.sqrt(np.mean((values[which, step] - followed[row])[known[row]] ** 2)))
 
 
 def figures_of(bench: Flips, game: str) -> dict[str, Any]:
