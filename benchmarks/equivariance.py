@@ -47,6 +47,7 @@ class Budget:
         mazes: in a log.
         train: optimizer steps of each run.
         games: that each run plays in each place.
+        limit: steps after which a game is cut: one that is hardly trained may wander for all of the log's 3,000.
         seeds: of training.
     """
 
@@ -54,11 +55,12 @@ class Budget:
     mazes: int
     train: int
     games: int
+    limit: int
     seeds: int
 
 
-FULL = Budget((5000, 10_000, 20_000), mazes=10, train=3000, games=50, seeds=5)
-QUICK = Budget((3000,), mazes=10, train=30, games=5, seeds=1)
+FULL = Budget((5000, 10_000, 20_000), mazes=10, train=3000, games=50, limit=3000, seeds=5)
+QUICK = Budget((3000,), mazes=10, train=30, games=3, limit=200, seeds=1)
 
 
 class Mazes(Runs):
@@ -91,7 +93,11 @@ class Mazes(Runs):
             checkpoint = self.train("maze_muzero", self.budget.train, *settings, out=out)
             for place, env in PLAYED.items():
                 arguments = [f"checkpoint={checkpoint}", "game=maze", "protocol=store", f"agent={name}", "films=0"]
-                arguments += [f"seed={seed}", f"episodes={self.budget.games}"]
+                arguments += [
+                    f"seed={seed}",
+                    f"episodes={self.budget.games}",
+                    f"protocol.time_limit={self.budget.limit}",
+                ]
                 told_env = ",".join(f"{k}:{str(v).lower()}" for k, v in env.items())
                 self.run("evaluate", *arguments, f"env={{{told_env}}}", out=out / place.replace(" ", "_"))
 

@@ -33,8 +33,6 @@ RUNS = {
     "turned": ("model.turned=flip_lr",),
     "encoder": ("model.symmetry=flip_lr", "model.symmetric=[representation]"),
 }
-VALUES = ("model.value.low=-2", "model.value.high=14")
-"""Breakout has no negative rewards."""
 LENGTH = 16
 
 
@@ -80,7 +78,7 @@ class Flips(Runs):
         for name, seed in self.parts():
             log = self.collect(GAME, self.budget.log, out=self.root / GAME / "log")
             out = self.root / GAME / name / str(seed)
-            settings = [f"store={log}", f"seed={seed}", *VALUES, *RUNS[name]]
+            settings = [f"store={log}", f"seed={seed}", *RUNS[name]]
             checkpoint = self.train("pong_muzero", self.budget.train, *settings, out=out)
             if not (out / "value_error").exists():
                 (out / "value_error").write_text(

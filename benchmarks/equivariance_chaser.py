@@ -30,8 +30,9 @@ PYTHON = Path(__file__).parent.parent / "data" / "procgen"
 WHEELS = ("procgen-mirror==0.10.7", "gym3==0.3.3", "gym==0.26.2", "numpy==1.26.4")
 GAME = Path(__file__).with_name("chaser_game.py")
 MOVES = (0, 2, 3, 4, 5, 6, 7, 8, 9)  # NOOP and the eight directions, in ALE's set
-SETTINGS = ("model.gamma=0.97", "model.value.low=-2", "model.value.high=20")
-"""Of the experiment pong_muzero, whose frames are as large: an orb counts 1, and there are many."""
+SETTINGS = ("model.gamma=0.97", "model.value.low=-12", "model.value.high=12")
+"""Of the experiment pong_muzero, whose frames are as large: an orb counts 1, and there are many. Values begin in the
+middle of their support."""
 RULES = Rules("chaser", frame_skip=1, sticky_prob=0.0, max_pool=False, noop_max=0, time_limit=1000, actions=MOVES)
 UNSEEN = 1_000_000  # the first of the levels that no log has
 
