@@ -121,7 +121,10 @@ def train(world: Any, store: Path, seconds: float, seed: int) -> int:
 
 
 def judge(world: Any, store: Path, windows: int) -> list[float]:
-    """PSNR in dB on changed pixels of rollouts of held-out play, at each of the horizons."""
+    """PSNR in dB on changed pixels of rollouts of held-out play, at each of the horizons.
+
+    Windows count alike, however much changes in them: where a level begins anew, all its food comes back at once.
+    """
     length = BURN_IN + max(HORIZONS)
     held_out = Store.open(store)
     segment = held_out.read(even_windows(held_out, range(len(held_out.lengths)), windows, length), length)
@@ -131,8 +134,9 @@ def judge(world: Any, store: Path, windows: int) -> list[float]:
     dream = imagine(world.eval(), policy, context, max(HORIZONS), generator).obs[:, 1:]
     true = segment.obs[:, BURN_IN + 1 :]
     moved = changed_pixels(true, last) & segment.next_mask[:, BURN_IN:, None, None, None]
-    error, count = (x.sum(0) for x in squared_error(dream, true, moved))
-    return psnr(error, count)[[h - 1 for h in HORIZONS]].tolist()
+    error, count = squared_error(dream, true, moved)
+    each = (error / count.clamp(min=1)).sum(0)
+    return psnr(each, (count > 0).sum(0))[[h - 1 for h in HORIZONS]].tolist()
 
 
 def runs(root: Path, budget: Budget, only: list[str]) -> Iterator[tuple[str, int, dict[str, Any]]]:
