@@ -11,6 +11,9 @@ All runs of a log have the same number of optimizer steps, and networks of about
 
 Each plays the mazes of its log as they stood, the same mazes turned by a quarter, a half and three quarters, and mazes
 that it has never seen. Logs of several lengths say how much play a return takes.
+
+Two further games are parts of their own: breakout, in benchmarks/equivariance_atari.py, and chaser, which is run only
+where --only asks for it, in benchmarks/equivariance_chaser.py.
 """
 
 from collections.abc import Iterator
@@ -20,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import equivariance_atari as atari
+from benchmarks import equivariance_chaser as chaser
 from benchmarks.runs import Runs, command_line, logged_returns, made, means, told
 from worldmodels.evaluation.pictures import plot
 
@@ -42,6 +47,7 @@ class Budget:
         mazes: in a log.
         train: optimizer steps of each run.
         games: that each run plays in each place.
+        limit: steps after which a game is cut: one that is hardly trained may wander for all of the log's 3,000.
         seeds: of training.
     """
 
@@ -49,11 +55,12 @@ class Budget:
     mazes: int
     train: int
     games: int
+    limit: int
     seeds: int
 
 
-FULL = Budget((5000, 10_000, 20_000), mazes=10, train=3000, games=50, seeds=5)
-QUICK = Budget((3000,), mazes=10, train=30, games=5, seeds=1)
+FULL = Budget((5000, 10_000, 20_000), mazes=10, train=3000, games=50, limit=3000, seeds=5)
+QUICK = Budget((3000,), mazes=10, train=30, games=3, limit=200, seeds=1)
 
 
 class Mazes(Runs):
@@ -86,7 +93,11 @@ class Mazes(Runs):
             checkpoint = self.train("maze_muzero", self.budget.train, *settings, out=out)
             for place, env in PLAYED.items():
                 arguments = [f"checkpoint={checkpoint}", "game=maze", "protocol=store", f"agent={name}", "films=0"]
-                arguments += [f"seed={seed}", f"episodes={self.budget.games}"]
+                arguments += [
+                    f"seed={seed}",
+                    f"episodes={self.budget.games}",
+                    f"protocol.time_limit={self.budget.limit}",
+                ]
                 told_env = ",".join(f"{k}:{str(v).lower()}" for k, v in env.items())
                 self.run("evaluate", *arguments, f"env={{{told_env}}}", out=out / place.replace(" ", "_"))
 
@@ -106,9 +117,10 @@ def figures_of(bench: Mazes, log: str) -> dict[str, Any]:
 
 def show(log: str, figures: dict[str, Any]) -> None:
     """The table of a log."""
-    print(f"\n{log:<10}" + "".join(f"{place:>24}" for place in PLAYED))
+    places = dict.fromkeys(place for name in RUNS for place in figures[name] if place != "loss_by_turning")
+    print(f"\n{log:<10}" + "".join(f"{place:>24}" for place in places))
     for name in RUNS:
-        cells = [figures[name].get(place) for place in PLAYED]
+        cells = [figures[name].get(place) for place in places]
         texts = [
             "" if c is None else f"{c['mean']:.1f} [{c['interval'][0]:.1f}, {c['interval'][1]:.1f}]" for c in cells
         ]
@@ -133,10 +145,14 @@ def draw(path: Path, figures: dict[str, Any]) -> None:
 
 def main() -> None:
     """Make what is missing, and print every figure and the same as JSON in the last line."""
-    asked = command_line("equivariance", __doc__, "log20000/c4", "one log, one seed and next to no training")
-    bench = Mazes(asked.root, QUICK if asked.quick else FULL, asked.only)
-    figures = made(bench, [f"log{steps}" for steps in bench.budget.logs], figures_of, show)
+    asked = command_line("equivariance", __doc__, "log20000/c4 or breakout", "one seed and next to no training")
+    mazes = Mazes(asked.root, QUICK if asked.quick else FULL, asked.only)
+    figures = made(mazes, [f"log{steps}" for steps in mazes.budget.logs], figures_of, show)
     draw(asked.root / "equivariance.png", figures)
+    flips = atari.Flips(asked.root, atari.QUICK if asked.quick else atari.FULL, asked.only)
+    figures |= made(flips, [atari.GAME], atari.figures_of, atari.show)
+    procgen = chaser.Chaser(asked.root, chaser.QUICK if asked.quick else chaser.FULL, asked.only, RUNS)
+    figures |= made(procgen, ["chaser"], chaser.figures_of, show)
     asked.publish(figures)
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from worldmodels.evaluation.frames import changed_pixels
 from worldmodels.imagination import LoggedActions, imagine
 from worldmodels.learners.base import Learner, Score, decay_groups
 from worldmodels.learners.means import over_games
+from worldmodels.ops.groups import action_table
 from worldmodels.types import Segment, UserError
 
 LEAST_PRIORITY = 1e-3  # a window with a perfect prediction is still drawn now and then
@@ -70,12 +72,15 @@ class WorldModelLearner(Learner):
             raise UserError(f"learner.lr gives no rate for {sorted(missing)}; the model has {sorted(names)}")
 
     def prepare(self, data: Any, resumed: bool) -> None:
-        """Refuse validation windows that are too short for the horizons."""
+        """Refuse validation windows that are too short for the horizons, and symmetries that the log's actions lack."""
         horizons, length = self.hparams["horizons"], data.validation["length"]
         if length <= max(horizons):
             raise UserError(
                 f"data.validation.length={length} must be more than the longest of learner.horizons={horizons}"
             )
+        for symmetry in getattr(self.model, "symmetries", ()):
+            if len(symmetry) > 1:
+                action_table(symmetry, np.unique(data.store.column("action")).tolist())
 
     def training_step(self, segment: Segment, batch_idx: int) -> Tensor:
         """The model's own loss; its noise is a function of (seed, rank, batch number), so that resuming is exact."""

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from worldmodels.nn.denoiser_network import DenoiserNetwork
 from worldmodels.nn.memory import MotionMemory
+from worldmodels.nn.symmetrise import orbit, orbit_mean
 from worldmodels.ops.edm import add_noise, preconditioners, training_sigmas
+from worldmodels.ops.groups import action_table, group
 from worldmodels.ops.motion import move_on
 from worldmodels.ops.shortcut import jump_levels, jump_target
 from worldmodels.types import Segment, UserError
@@ -109,6 +111,10 @@ class Denoiser(nn.Module):
         memory: settings of `nn.memory.MotionMemory`, whose image joins the first convolution's output, so that what
             lies further back than the context counts as well; None for none (DIAMOND).
         games: rows of the vocabulary of games (`nn.games`), of which the network is told; 0 for none (DIAMOND).
+        symmetry: "none" (DIAMOND), "flip_lr", "flip_ud", "c4" or "d4": the network's output is the mean over what the
+            group makes of frames, noise and actions, so that frames, moved, with noise and actions that are moved
+            along, give the next frame, moved, exactly. It has no parameters, and costs as many times the network as
+            the group has elements.
     """
 
     def __init__(
@@ -130,6 +136,7 @@ class Denoiser(nn.Module):
         context_noise: float = 0.0,
         memory: dict[str, Any] | None = None,
         games: int = 0,
+        symmetry: str = "none",
     ) -> None:
         super().__init__()
         if centre not in ("none", "last", "moved"):
@@ -158,6 +165,8 @@ class Denoiser(nn.Module):
         self.rollout_share, self.still, self.reach, self.padding = rollout_share, still, tuple(reach), padding
         self.noiseless, self.context_noise = noiseless, context_noise
         self.memory = None if memory is None else MotionMemory(width=network["channels"][0], **memory)
+        self.symmetry = group(symmetry)
+        self.register_buffer("moves", action_table(self.symmetry, range(network["num_actions"])), persistent=False)
 
     @property
     def history(self) -> int:
@@ -169,7 +178,9 @@ class Denoiser(nn.Module):
         """What is subtracted from the frame before it is denoised, for context (B, L, C, H, W)."""
         if self.centre == "moved":
             with torch.autocast(context.device.type, enabled=False):  # which displacement is best hangs on small sums
-                return move_on(context, self.reach)
+                if len(self.symmetry) == 1:
+                    return move_on(context, self.reach)
+                return orbit_mean(move_on(orbit(context, self.symmetry), self.reach), self.symmetry)
         return context[:, -1] if self.centre == "last" else torch.zeros_like(context[:, -1])
 
     def _scaled(self, context: Tensor, centre: Tensor) -> Tensor:
@@ -221,12 +232,36 @@ class Denoiser(nn.Module):
         if self.context_noise:
             level = (none if blur is None else blur) * (BLURS / self.context_noise)
             labels["blur"] = level.long().clamp(max=BLURS - 1)
-        told = None if self.memory is None or memory is None else self.memory.read(memory)
         if self.noiseless:
             noisy = torch.zeros_like(noisy)
         c = preconditioners(sigma, self.sigma_data, self.sigma_offset)
-        output = self.network(noisy * c.c_in, c.c_noise, self._scaled(context, centre), action, labels, told).float()
+        output = self._output(noisy * c.c_in, c.c_noise, self._scaled(context, centre), action, labels, memory)
         return c.c_skip * noisy + c.c_out * output + centre, c.c_out
+
+    def _output(
+        self,
+        noisy: Tensor,
+        c_noise: Tensor,
+        context: Tensor,
+        action: Tensor,
+        labels: dict[str, Tensor],
+        memory: Tensor | None,
+    ) -> Tensor:
+        """What the network says, or its mean over the group; arguments as of the network, but the memory's state."""
+        n = len(self.symmetry)
+        if n > 1:
+            noisy, context = orbit(noisy, self.symmetry), orbit(context, self.symmetry)
+            action, c_noise = self.moves[:, action].flatten(0, 1), c_noise.repeat(n)
+            labels = {name: label.repeat(n) for name, label in labels.items()}
+        told = None
+        if self.memory is not None and memory is not None:
+            if n > 1:  # its inputs are the places of a coarse picture
+                places = memory.mT.unflatten(2, (self.memory.cells, self.memory.cells))
+                memory = orbit(places, self.symmetry).flatten(2).mT
+            told = self.memory.read(memory)
+        output = self.network(noisy, c_noise, context, action, labels, told)
+        output = output.to(c_noise.dtype)  # of bfloat16
+        return output if n == 1 else orbit_mean(output, self.symmetry)
 
     def quantize(self, image: Tensor, centre: Tensor) -> Tensor:
         """The frame as it is shown: what hardly differs from the centre is left still, and 8 bits can hold it."""

@@ -24,6 +24,7 @@ from worldmodels.ops.edm import (
     sample,
     sample_with,
 )
+from worldmodels.ops.groups import Group, action_table, group, move_windows
 from worldmodels.ops.shortcut import jump_levels
 from worldmodels.types import Metrics, Segment, State, Step, UserError
 
@@ -64,6 +65,9 @@ class DiffusionWorldModel(nn.Module):
             for the sake of the denoiser's memory; None for all (DIAMOND).
         games: settings of `nn.games.Games`: both models are told which game a window is of, and a dream refuses
             actions that its game does not have; None for one game, or several that are not told apart (DIAMOND).
+        symmetry: of the denoiser, which then gives moved frames for moved ones exactly, see there; "none": DIAMOND.
+        turned: a group as `symmetry`, by an element of which each training window is moved, frames and actions
+            together: augmentation of the data, for the reward model as well; "none": DIAMOND.
 
     Raises:
         UserError: if a size is not a multiple of the patch, or a choice or noise level of the sampler is not one
@@ -81,6 +85,8 @@ class DiffusionWorldModel(nn.Module):
         own_frames: float = 0.0,
         reward_length: int | None = None,
         games: dict[str, Any] | None = None,
+        symmetry: str = "none",
+        turned: str = "none",
     ) -> None:
         super().__init__()
         self.games = None if games is None else Games(**games)
@@ -112,7 +118,9 @@ class DiffusionWorldModel(nn.Module):
                 f"sampler.sigma_min={low} and sampler.sigma_max={high} must rise within what is trained, "
                 f"denoiser.noise.sigma_min={trained['sigma_min']} to {trained['sigma_max']}."
             )
-        settings = denoiser | {"network": shared | denoiser["network"]}
+        settings = denoiser | {"network": shared | denoiser["network"], "symmetry": symmetry}
+        self.turned = group(turned)
+        action_table(self.turned, range(num_actions))  # refuses a group under which the actions are not closed
         if (few_step := denoiser.get("few_step")) is not None:
             ends = {name: sampler[name] for name in ("sigma_min", "sigma_max", "rho") if name in sampler}
             settings["few_step"] = ends | few_step
@@ -146,6 +154,11 @@ class DiffusionWorldModel(nn.Module):
         return self.eval().requires_grad_(False)
 
     @property
+    def symmetries(self) -> tuple[Group, ...]:
+        """Under which the actions of a game must be closed."""
+        return self.turned, self.denoiser.symmetry
+
+    @property
     def signs(self) -> bool:
         """Whether rewards are known by their sign alone."""
         return self.reward_model.rewards == "sign"
@@ -177,6 +190,9 @@ class DiffusionWorldModel(nn.Module):
             UserError: if the segment is too short or its frames are of another size.
         """
         self._check(segment, self.min_length)
+        if self.training and len(self.turned) > 1:
+            g = torch.randint(len(self.turned), (segment.batch_size,), generator=generator, device=segment.obs.device)
+            segment = move_windows(segment, self.turned, g)
         tail = segment.steps(max(0, segment.length - self.min_length - self.denoiser.history), segment.length)
         game = None if self.games is None else self.games.rows(self.games.withheld(segment, generator))
         denoising, seen, each = self.denoiser.loss(tail, generator, game)

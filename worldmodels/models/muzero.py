@@ -81,7 +81,7 @@ class MuZero(nn.Module):
         symmetry: "none", "flip_lr", "flip_ud", "c4" or "d4": what is built into the networks (Deac et al. 2023).
         symmetric: which of `PARTS` have it; None: all, so that the search has it, too.
         route: how the representation has it: "layers" (group convolutions) or "symmetrised" (the paper's).
-        turned: a group as `symmetry`, by an element of which each training batch is moved: augmentation of the data.
+        turned: a group as `symmetry`, by an element of which each training window is moved: augmentation of the data.
         games: further settings of `nn.games.Games`: the latent image of a frame is told which game it is of, where
             actions are by game; None: the frame must show it.
 

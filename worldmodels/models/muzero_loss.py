@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from worldmodels.ops.groups import action_table, transform
+from worldmodels.ops.groups import action_table, move_windows
 from worldmodels.ops.returns import n_step
 from worldmodels.types import Metrics, Segment, UserError
 
@@ -202,17 +202,15 @@ class Targets(NamedTuple):
 
 
 def moved(model: Any, segment: Segment, generator: torch.Generator | None) -> Segment:
-    """In training the windows, actions and policies under one element of `model.turned`, drawn for all of them."""
+    """In training the windows, actions and policies, each window under an element of `model.turned` drawn for it."""
     if len(model.turned) == 1 or not model.training:
         return segment
-    g = int(torch.randint(len(model.turned), (1,), generator=generator, device=segment.obs.device))
-    element, device = model.turned.elements[g], segment.obs.device
-    obs = transform(segment.obs.flatten(0, 1), element).unflatten(0, segment.obs.shape[:2])
-    side = segment.side
-    if POLICY in side:
-        moves = action_table(model.turned, model.actions)[g].to(device)
-        side = side | {POLICY: torch.empty_like(side[POLICY]).index_copy_(-1, moves, side[POLICY])}
-    return replace(segment, obs=obs, action=action_table(model.turned)[g].to(device)[segment.action], side=side)
+    g = torch.randint(len(model.turned), (segment.batch_size,), generator=generator, device=segment.obs.device)
+    segment = move_windows(segment, model.turned, g)
+    if (policy := segment.side.get(POLICY)) is None:
+        return segment
+    moves = action_table(model.turned, model.actions).to(g.device)[g][:, None].expand_as(policy)
+    return replace(segment, side=segment.side | {POLICY: torch.empty_like(policy).scatter_(-1, moves, policy)})
 
 
 @torch.no_grad()

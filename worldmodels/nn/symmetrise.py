@@ -57,3 +57,19 @@ class Symmetrised(nn.Module):
         if x.ndim != 4:
             x = x[:, :, u] if self.sees == "own" else x[:, :, list(self.group.product[u])].flatten(1, 2)
         return x if x.ndim == 2 else transform(x, self.group.elements[self.group.inverse[u]])
+
+
+def orbit(pictures: Tensor, symmetry: Group) -> Tensor:
+    """All that the group makes of pictures (B, ..., H, W), one element after the other: (G * B, ..., H, W)."""
+    return torch.cat([transform(pictures, element) for element in symmetry.elements])
+
+
+def orbit_mean(outputs: Tensor, symmetry: Group) -> Tensor:
+    """What a network makes of an `orbit`, (G * B, ..., H, W), moved back and averaged: (B, ..., H, W).
+
+    The mean of g^-1 f(g x) over the group (the Reynolds operator) is equivariant whatever f is, with no fields in
+    between and no parameters of its own.
+    """
+    back = (symmetry.elements[i] for i in symmetry.inverse)
+    parts = outputs.chunk(len(symmetry))
+    return torch.stack([transform(part, element) for part, element in zip(parts, back, strict=True)]).mean(0)

@@ -10,13 +10,13 @@ Legend: B batch, C channels, F fields, G elements of the group, A actions, H and
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from worldmodels.types import ACTIONS, UserError
+from worldmodels.types import ACTIONS, Segment, UserError
 
 
 class Element(NamedTuple):
@@ -173,3 +173,24 @@ def action_table(symmetry: Group, actions: Sequence[int] = range(len(ACTIONS))) 
     places = {action: place for place, action in enumerate(actions)}
     table = [[places[moved_action(action, element)] for action in actions] for element in symmetry.elements]
     return torch.tensor(table, device="cpu")  # a table is read while a network is built, on whatever device
+
+
+def move_windows(segment: Segment, symmetry: Group, g: Tensor) -> Segment:
+    """Windows of play as they would be in the moved game: frames and actions together, each window by its own element.
+
+    Side columns stay as they are.
+
+    Args:
+        segment: B windows with actions of the 18-action set.
+        symmetry: the group.
+        g: (B,) int64, which of its elements moves each window.
+
+    Raises:
+        UserError: pictures that are not square under a group that turns them.
+    """
+    check_square(symmetry, *segment.obs.shape[-2:])
+    obs = segment.obs
+    for k, element in list(enumerate(symmetry.elements))[1:]:
+        obs = torch.where((g == k)[:, None, None, None, None], transform(segment.obs, element), obs)
+    table = action_table(symmetry).to(g.device)
+    return replace(segment, obs=obs, action=table[g[:, None], segment.action])

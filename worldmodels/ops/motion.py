@@ -63,7 +63,7 @@ def move_on(frames: Tensor, reach: tuple[int, int] = (5, 7), threshold: float = 
     ty = torch.cat([ty.floor(), ty.floor(), ty.ceil(), ty.ceil()], -1).flatten(1)  # (B, 4K)
     tx = torch.cat([tx.floor(), tx.ceil(), tx.floor(), tx.ceil()], -1).flatten(1)
     source = torch.stack([tx - vx.repeat_interleave(4, 1), ty - vy.repeat_interleave(4, 1)], -1)
-    source = (2 * source + 1) / torch.tensor([w, h], device=y.device) - 1  # as grid_sample counts
+    source = ((2 * source + 1) / torch.tensor([w, h], device=y.device) - 1).to(last.dtype)  # as grid_sample counts
     colour = F.grid_sample(last, source[:, None], mode="bicubic", padding_mode="border", align_corners=False)[:, :, 0]
     inside = moves.repeat_interleave(4, 1) & (ty >= 0) & (ty < h) & (tx >= 0) & (tx < w)
     target = torch.where(inside, ty * w + tx, h * w).long()  # what leaves the screen goes to one more pixel

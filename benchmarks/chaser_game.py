@@ -1,0 +1,119 @@
+"""Chaser of Procgen (Cobbe et al. 2020), in an interpreter of its own: benchmarks/chaser.py makes and runs it.
+
+Procgen asks for an old NumPy and Gym, so nothing of this project may be imported here, nor this file by the project.
+
+`chaser_game.py record OUT STEPS SEED LEVELS`: whole games as .npz files, for `worldmodels import source=npz`. In half
+of them a player looks ahead: of some random plans, played in copies of the game, it follows the best; the others are
+random. `chaser_game.py serve GAMES START LEVELS`: games for another process, by bytes on standard input and output.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from procgen import ProcgenGym3Env  # pyrefly: ignore
+
+TO_ALE = np.array([9, 4, 7, 5, 0, 2, 8, 3, 6], np.uint8)
+"""Procgen's action 3 (right + 1) + (up + 1), as an index into ALE's 18 actions."""
+FROM_ALE = np.argsort(np.append(TO_ALE, [1]))[:10]  # FIRE, which there is not, in its place to count by
+FRAME = (64, 64, 3)
+TIME_LIMIT = 1000  # steps, Procgen's own
+PLANS, AHEAD, FOLLOWED, HELD = 24, 24, 4, 3
+"""Plans that are tried, their steps, those that are then played, and the steps that each random action is held."""
+LAPSE = 0.1  # share of steps that are random, whoever plays
+
+
+def games(count: int, start: int, levels: int, seed: int) -> ProcgenGym3Env:
+    """Games side by side, of levels `start` to `start` + `levels` - 1; 0 levels are all that there are."""
+    return ProcgenGym3Env(
+        num=count,
+        env_name="chaser",
+        distribution_mode="easy",
+        num_levels=levels,
+        start_level=start,
+        rand_seed=seed,
+        num_threads=0,
+        use_backgrounds=False,
+    )
+
+
+def plan(copies: ProcgenGym3Env, state: bytes, rng: np.random.Generator) -> list[int]:
+    """The first actions of the random plan that earns most, an end counting as a loss."""
+    copies.callmethod("set_state", [state] * PLANS)
+    plans = rng.integers(9, size=(-(-AHEAD // HELD), PLANS)).repeat(HELD, 0)[:AHEAD]
+    earned, alive = rng.random(PLANS) * 1e-6, np.ones(PLANS, bool)
+    for actions in plans:
+        copies.act(actions)
+        reward, _, first = copies.observe()
+        earned += reward * alive
+        earned -= alive & first & (reward < 1)  # a level that is done gives more
+        alive &= ~first
+    return plans[:FOLLOWED, earned.argmax()].tolist()
+
+
+def record(out: Path, steps: int, seed: int, levels: int) -> None:
+    """Play whole games until they hold so many steps; a game that is there is not played again."""
+    out.mkdir(parents=True, exist_ok=True)
+    copies, number = games(PLANS, 0, levels, 0), 0
+    while steps > 0:
+        file = out / f"ep_{number:05}.npz"
+        if not file.exists():
+            rows = episode(copies, np.random.default_rng((seed, number)), levels, looks=number % 2 == 0)
+            with file.with_suffix(".part").open("wb") as f:
+                np.savez_compressed(f, **rows)  # pyrefly: ignore
+            file.with_suffix(".part").rename(file)
+        with np.load(file) as stored:
+            steps -= len(stored["action"])
+        number += 1
+
+
+def episode(copies: ProcgenGym3Env, rng: np.random.Generator, levels: int, looks: bool) -> dict[str, np.ndarray]:
+    """One game; what is seen after its end is the next one's, so that it has no last frame."""
+    game, planned = games(1, 0, levels, int(rng.integers(2**31))), []
+    frames, actions, rewards, over = [], [], [], False
+    held = int(rng.integers(9))
+    while not over:
+        _, seen, _ = game.observe()
+        frames.append(seen["rgb"][0].copy())
+        if rng.random() < 1 / HELD:
+            held = int(rng.integers(9))
+        action = held
+        if looks:
+            planned = planned or plan(copies, game.callmethod("get_state")[0], rng)
+            action = planned.pop(0)
+            action = int(rng.integers(9)) if rng.random() < LAPSE else action
+        game.act(np.array([action]))
+        reward, _, first = game.observe()
+        actions.append(TO_ALE[action])
+        rewards.append(reward[0])
+        over = bool(first[0])
+    game.close()
+    ends = np.zeros(len(actions), bool)
+    ends[-1] = True
+    cut = ends & (len(actions) >= TIME_LIMIT)
+    columns = {"action": np.array(actions), "reward": np.array(rewards, np.float32)}
+    return {"obs": np.stack(frames), **columns, "terminated": ends & ~cut, "truncated": cut}
+
+
+def serve(count: int, start: int, levels: int) -> None:
+    """Answer b"r" and a seed of four bytes by frames, b"s" and an action a game by frames, rewards and ends."""
+    pipe, back, game = sys.stdin.buffer, sys.stdout.buffer, games(count, start, levels, 0)
+    while kind := pipe.read(1):
+        if kind == b"r":
+            game.close()
+            game = games(count, start, levels, int.from_bytes(pipe.read(4), "little") >> 1)
+        else:
+            game.act(FROM_ALE[np.frombuffer(pipe.read(count), np.uint8)])
+        reward, seen, first = game.observe()
+        back.write(seen["rgb"].tobytes())
+        if kind == b"s":
+            back.write(reward.astype(np.float32).tobytes() + first.astype(np.uint8).tobytes())
+        back.flush()
+
+
+if __name__ == "__main__":
+    command, *rest = sys.argv[1:]
+    if command == "record":
+        record(Path(rest[0]), *map(int, rest[1:]))
+    else:
+        serve(*map(int, rest))
