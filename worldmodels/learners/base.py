@@ -1,5 +1,6 @@
 """What every learner has: a score that chooses its best checkpoint, noise by batch, and a learning rate by step."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -52,6 +53,10 @@ class Learner(L.LightningModule):
         Raises:
             UserError: the data do not fit the settings.
         """
+
+    def begin(self, weights: Mapping[str, Tensor]) -> None:
+        """Start from these weights of the model, a `state_dict`."""
+        self.model.load_state_dict(weights)
 
     def player(self) -> Any:
         """What plays the real game where its score is asked for."""

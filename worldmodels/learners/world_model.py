@@ -1,5 +1,6 @@
 """Trains any `WorldModel` on logged segments, and judges it by open-loop rollouts."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torchmetrics import MeanMetric
 from worldmodels.config import build
 from worldmodels.evaluation.frames import changed_pixels
 from worldmodels.imagination import LoggedActions, imagine
+from worldmodels.learners.adapting import Start, begin_with, checked, layers, restrict
 from worldmodels.learners.base import Learner, Score
 from worldmodels.types import Segment, UserError
 
@@ -36,6 +38,8 @@ class WorldModelLearner(Learner):
         horizons: steps after the last real frame at which validation rollouts are judged; validation windows hold the
             context and then `max(horizons)` transitions.
         seed: of the training noise (with rank and batch number) and of the validation rollouts.
+        adapt: where a trained model is moved, settings of `learners.adapting`: what is trained, at which rates, and how
+            strongly it is drawn to where it began; None trains everything alike.
 
     Raises:
         UserError: unknown schedule, or a clip for a component that the model lacks; in training, a loss that is not
@@ -58,11 +62,15 @@ class WorldModelLearner(Learner):
         max_steps: int = 1,
         horizons: tuple[int, ...] = (1, 2, 4, 8),
         seed: int = 0,
+        adapt: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.check_settings()
         self.model: Any = build(model)
+        self.adapt = checked(adapt or {})
+        restrict(self.model, self.adapt)
+        self._start: Start | None = None
         names = set(self.model.components())
         for setting, by_component in (("clip", clip or {}), ("lr", lr if isinstance(lr, dict) else {})):
             if unknown := set(by_component) - names:
@@ -79,12 +87,21 @@ class WorldModelLearner(Learner):
                 f"data.validation.length={length} must be more than the longest of learner.horizons={horizons}"
             )
 
+    def begin(self, weights: Mapping[str, Tensor]) -> None:
+        """Start from these weights of the model, and remember them where it is drawn to them."""
+        begin_with(self.model, weights)
+        if self.adapt["l2_start"]:
+            self._start = Start(self.model)
+
     def training_step(self, segment: Segment, batch_idx: int) -> Tensor:
         """The model's own loss; its noise is a function of (seed, rank, batch number), so that resuming is exact."""
         loss, metrics = self.model.loss(segment, self.noise())
         drawn = "window_loss" in metrics and "starts" in segment.side  # its losses are waited for in any case
         self.refuse_broken(loss, now=drawn)
         each = metrics.pop("window_loss", None)
+        if self._start is not None:
+            metrics["start_distance"] = (distance := self._start.distance(self.model)).detach()
+            loss = loss + self.adapt["l2_start"] * distance
         if drawn:  # windows that are hard are drawn more often
             datamodule: Any = self.trainer.datamodule  # pyrefly: ignore
             datamodule.update(segment.side["starts"], each.float() + LEAST_PRIORITY)
@@ -116,13 +133,13 @@ class WorldModelLearner(Learner):
             metric.reset()
 
     def configure_optimizers(self) -> Any:
-        """One AdamW with two groups a component, and the schedule by step."""
+        """One AdamW with two groups a component, or a stage of it, and the schedule by step."""
         hp = self.hparams
         groups = []
-        for name, component in self.model.components().items():
+        for name, part, factor in layers(self.model, self.adapt["layer_decay"]):
             lr = hp["lr"][name] if isinstance(hp["lr"], dict) else hp["lr"]
-            for group, label in zip(decay_groups(component, hp["weight_decay"]), ("", ", not decayed"), strict=True):
-                groups.append(group | {"lr": lr, "name": f"{name}{label}"})
+            for group, label in zip(decay_groups(part, hp["weight_decay"]), ("", ", not decayed"), strict=True):
+                groups.append(group | {"lr": lr * factor, "name": f"{name}{label}"})
         optimizer = torch.optim.AdamW(groups, betas=tuple(hp["betas"]), eps=hp["eps"], fused=True)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -136,11 +153,14 @@ class WorldModelLearner(Learner):
 
 
 def decay_groups(component: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: matrices and kernels with weight decay, and biases, norms and embeddings without."""
+    """Two groups for an optimizer: matrices and kernels with weight decay, and biases, norms and embeddings without.
+
+    Weights that are not trained are in neither.
+    """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for module in component.modules():
-        for parameter in module.parameters(recurse=False):
+        for parameter in (p for p in module.parameters(recurse=False) if p.requires_grad):
             whole = parameter.ndim < 2 or isinstance(module, NOT_DECAYED)
             (free if whole else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

@@ -133,6 +133,14 @@ class DenoiserNetwork(nn.Module):
         self.conv_out = conv3x3(channels[0], channels_out)
         nn.init.zeros_(self.conv_out.weight)
 
+    def stages(self) -> list[list[nn.Module]]:
+        """Its parts from input to output, the last of which are its head."""
+        told: list[nn.Module] = [self.action_embedding, self.condition, self.labels]
+        stages = self.unet.stages()
+        if self.backbone == "unet2d":
+            return [[*told, *stages[0]], *stages[1:]]
+        return [[*told, self.conv_in], *stages, [self.norm_out, self.conv_out]]
+
     def forward(
         self,
         noisy: Tensor,
@@ -278,6 +286,11 @@ class Denoiser(nn.Module):
     def history(self) -> int:
         """Frames before the context that the memory makes use of."""
         return 0 if self.memory is None else max(0, self.memory.window - self.context + 1)
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Its parts from input to output, the last of which are its head."""
+        first, *others = self.network.stages()
+        return [[*first, *([] if self.memory is None else [self.memory])], *others]
 
     @torch.no_grad()
     def centre_of(self, context: Tensor) -> Tensor:
