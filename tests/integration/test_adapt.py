@@ -125,7 +125,7 @@ def test_few_shot_curves(
     assert "left out: budget=4 holds no two whole episodes" in shown and list(figures["left_out"]) == ["4"]
     assert list(figures["budgets"]) == ["80"]
     for found in figures["budgets"].values():
-        assert list(found["curves"]["finetuned"]) == ["2", "4"]
+        assert list(found["curves"]["finetuned"]) == ["0", "2", "4"]
         assert list(found["curves"]["scratch"]) == ["2", "4", "6", "8"]
         assert 0 < found["trained_share"] < 1 and len(found["forgotten"]) == 1
         assert found["finetuned"]["step"] in (2, 4) and found["scratch_equal_steps"]["step"] in (2, 4)

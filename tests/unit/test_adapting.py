@@ -225,16 +225,16 @@ def test_what_a_start_is_worth() -> None:
     def point(db: float, validation: float) -> dict[str, Any]:
         return {"psnr_db": [db], "psnr_changed_db": [db], "psnr_gain_changed_db": [db - 5], "validation": validation}
 
+    begun = {"new": {"psnr_changed_db": [7.0]}, "old": {"psnr_gain_changed_db": [4.0]}}
     tuned = {"points": {"10": point(12, 1), "20": point(11, 0.5)}, "seconds_a_step": 2.0, "trained": 1}
     scratch = {"points": {str(10 * k): point(8 + k, k) for k in range(1, 7)}, "seconds_a_step": 1.0, "trained": 4}
-    found = compare(
-        {"finetuned": tuned, "scratch": scratch}, {"old": {"psnr_gain_changed_db": [4.0]}}, point(8.8, 0), 20
-    )
+    found = compare({"finetuned": tuned, "scratch": scratch}, begun, point(8.8, 0), 20)
     assert found["finetuned"]["step"] == 10, "as its validation says"
     assert found["scratch_equal_steps"]["psnr_changed_db"] == [10]
     assert found["scratch_equal_seconds"]["step"] == 40
+    assert found["curves"]["finetuned"] == {"0": [7.0], "10": [12], "20": [11]}
     assert found["scratch_steps_to_reach"] == [40] and found["steps_ratio"] == [2.0]
     assert found["forgotten"] == [pytest.approx(0.05)] and found["trained_share"] == 0.25
     del scratch["points"]["40"], scratch["points"]["50"], scratch["points"]["60"]
-    assert compare({"finetuned": tuned, "scratch": scratch}, {}, {}, 20)["steps_ratio"] == [None]
+    assert compare({"finetuned": tuned, "scratch": scratch}, begun, {}, 20)["steps_ratio"] == [None]
     assert forgotten([None, 0.0, 2.0], [1.0, 1.0, None]) == [None, None, None]

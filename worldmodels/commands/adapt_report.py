@@ -16,14 +16,18 @@ def main(cfg: DictConfig) -> None:
     """Train and judge what is missing; every run has a folder of its own, which is gone on with."""
     out = Path(cfg.out).absolute()
     from worldmodels.data.few_shot import few_shot
-    from worldmodels.data.mixing import open_stores
+    from worldmodels.data.mixing import check_fits, open_stores
     from worldmodels.data.transforms import Transform
     from worldmodels.evaluation.adaptation import compare, write_report
     from worldmodels.types import UserError
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     store = open_data(cfg)
-    old = _parts(open_stores(plain(cfg.old), Transform(**plain(cfg.data.transform)))) if cfg.old else {}
+    old = {}
+    if cfg.old:
+        opened = open_stores(plain(cfg.old), Transform(**plain(cfg.data.transform)))
+        check_fits(opened.card, store.card, f"{store.path}, which old={opened.path} is judged beside,", same_game=False)
+        old = _parts(opened)
     budgets, skipped = {}, {}
     for budget in cfg.budgets:
         try:

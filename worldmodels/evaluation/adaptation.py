@@ -55,11 +55,10 @@ def compare(runs: Mapping[str, Run], begun: Mapping[str, Any], kept: Mapping[str
         "seconds_a_step": {name: round(run["seconds_a_step"], 4) for name, run in runs.items()},
         "trained_share": round(tuned["trained"] / scratch["trained"], 4),
         "scratch_steps": max(map(int, scratch["points"])),
-        "curves": {
-            name: {step: run["points"][step]["psnr_changed_db"] for step in sorted(run["points"], key=int)}
-            for name, run in runs.items()
-        },
+        "curves": {"finetuned": {"0": begun["new"]["psnr_changed_db"]}, "scratch": {}},
     }
+    for name, run in runs.items():
+        found["curves"][name] |= {k: run["points"][k]["psnr_changed_db"] for k in sorted(run["points"], key=int)}
     reached = found["finetuned"]["psnr_changed_db"]
     needed = [None if v is None else steps_to_reach(scratch, v, k) for k, v in enumerate(reached)]
     found["scratch_steps_to_reach"] = needed
