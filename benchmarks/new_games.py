@@ -61,7 +61,7 @@ class Budget:
     seeds: int
 
 
-FULL = Budget(30_000, 8000, 600, 5, 6, 64, 3)
+FULL = Budget(30_000, 6000, 450, 4, 5, 64, 3)
 QUICK = Budget(12_000, 30, 6, 3, 2, 4, 1)
 
 

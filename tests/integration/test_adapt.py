@@ -67,6 +67,7 @@ def test_an_adapter_is_the_fine_tuned_model_beside_its_base_alone(
     again = json.loads((tmp_path / "b" / "finetuned" / "metrics.json").read_text())
     assert again["weights_sha256_by_rank"] == figures["weights_sha256_by_rank"]
     assert "finished before" in works(*line, f"out={tmp_path / 'a'}")
+    assert load_learner(run / "best.ckpt").hparams["card"]["games"] == ["freeway", "catch"]
 
     shutil.copytree(run / "adapter", tmp_path / "adapter")
     alone = f"checkpoint={tmp_path / 'adapter'}"

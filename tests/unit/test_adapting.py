@@ -232,6 +232,12 @@ def test_what_a_start_is_worth() -> None:
     assert found["finetuned"]["step"] == 10, "as its validation says"
     assert found["scratch_equal_steps"]["psnr_changed_db"] == [10]
     assert found["scratch_equal_seconds"]["step"] == 40
+    assert (
+        compare({"finetuned": tuned | {"seconds_a_step": 1.3}, "scratch": scratch}, begun, {}, 20)[
+            "scratch_equal_seconds"
+        ]["step"]
+        == 30
+    ), "the nearest that was judged"
     assert found["curves"]["finetuned"] == {"0": [7.0], "10": [12], "20": [11]}
     assert found["scratch_steps_to_reach"] == [40] and found["steps_ratio"] == [2.0]
     assert found["forgotten"] == [pytest.approx(0.05)] and found["trained_share"] == 0.25

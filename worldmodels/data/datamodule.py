@@ -136,8 +136,11 @@ class StoreDataModule(LightningDataModule):
 
     @property
     def card(self) -> Card:
-        """The dataset card of the frames as they are handed out; of several stores that of the first, with `games`."""
-        return self.store.card
+        """The dataset card of the frames as they are handed out; of several stores that of the first, with `games`.
+
+        What is replayed is among them: a model that goes on learning a game still knows it.
+        """
+        return (self._replay or self).store.card
 
     def batches_drawn(self) -> int:
         """Training batches that the trainer has used so far, earlier runs of a resumed training included."""

@@ -47,7 +47,8 @@ def compare(runs: Mapping[str, Run], begun: Mapping[str, Any], kept: Mapping[str
         steps: of the fine-tuned run.
     """
     tuned, scratch = runs["finetuned"], runs["scratch"]
-    as_many = steps * tuned["seconds_a_step"] / scratch["seconds_a_step"]
+    # the judged step that is nearest to where the same seconds lead
+    as_many = steps * tuned["seconds_a_step"] / scratch["seconds_a_step"] + min(map(int, scratch["points"])) / 2
     found: dict[str, Any] = {
         "finetuned": chosen(tuned, steps),
         "scratch_equal_steps": chosen(scratch, steps),
