@@ -181,7 +181,7 @@ def test_a_run_of_another_method_is_refused(
     head = {"reward_model.head.2.weight"}  # which has grown
     assert changed > head and all("bias" in name or "norm" in name or "projection.1" in name for name in changed - head)
     code, _, err = in_process(*line, "method=heads")
-    assert (code, err.count("\n")) == (2, 1) and "holds a run with method=bias and not heads" in err
+    assert (code, err.count("\n")) == (2, 1) and "holds a run with method=bias and not with method=heads" in err
     assert best.read_bytes() == before
     assert (
         "adapt" in read_tensors(best)["hyper_parameters"] and "adapt" not in read_checkpoint(best)["hyper_parameters"]

@@ -1,5 +1,6 @@
 """Each way of adapting trains what it says; adapters merge exactly; budgets are of whole episodes; classes are kept."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,12 @@ def test_merging_gives_what_the_adapter_gives(batch: Segment) -> None:
     own = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items()}
     for name, value in plain_model.state_dict().items():
         torch.testing.assert_close(value, own[name], atol=1e-6, rtol=0)
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UserError, match=r'pip install "worldmodels\[lora\]" brings it'):
+        restrict(build(settings()), checked({"method": "lora"}))
 
 
 def test_stages_learn_slower_the_further_they_are_from_the_output() -> None:

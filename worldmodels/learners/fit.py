@@ -73,13 +73,11 @@ def fit(
             raise UserError(
                 f"{out} holds a run of {begun} and not of {asked}; give another out=DIR, or resume=never to begin again"
             )
-        for name in ("method", "rank"):  # which decide the names and the number of what is trained
-            now = (settings["learner"].get("adapt") or {}).get(name)
-            if (begun := _begun_with(out, f"learner.adapt.{name}")) not in (None, now):
-                raise UserError(
-                    f"{out} holds a run with {name}={begun} and not {now}; give another out=DIR, or resume=never to "
-                    "begin again"
-                )
+        was, now = _trained(_begun_with(out, "learner.adapt")), _trained(settings["learner"].get("adapt"))
+        if was != now:
+            raise UserError(
+                f"{out} holds a run with {was} and not with {now}; give another out=DIR, or resume=never to begin again"
+            )
         source = _begun_with(out, "checkpoint_sha256")
         if weights is not None and source not in (None, settings.get("checkpoint_sha256")):
             raise UserError(
@@ -125,7 +123,13 @@ def fit(
     return _write_metrics(trainer, learner, out, digests) if trainer.is_global_zero else {}
 
 
-def _begun_with(out: Path, setting: str) -> str | None:
+def _trained(adapt: Any) -> str:
+    """What of a model is trained, as far as it decides the names and shapes of the weights."""
+    method = (adapt or {}).get("method", "full")
+    return f"method={method}" + (f" and lora.rank={adapt['rank']}" if method == "lora" else "")
+
+
+def _begun_with(out: Path, setting: str) -> Any:
     """What the run in `out` was begun with, None where it is not told."""
     config = out / "config.yaml"
     return OmegaConf.select(OmegaConf.load(config), setting) if config.exists() else None
