@@ -8,7 +8,7 @@ all of it takes up to three hours; --quick makes the same figures with one seed 
 One model of size tiny learns `KNOWN` together. For each new game and seed, with the same episodes:
 
 - full and scratch: `adapt-report`, fine-tuning beside training from scratch for several times as many steps;
-- lora: fine-tuning by low-rank changes alone;
+- lora: fine-tuning by low-rank changes, biases, norms and embeddings alone, at rates three times as high;
 - replay: fine-tuning with a share of every batch from the known games.
 
 The error is PSNR on changed pixels of rollouts on test episodes, at horizon 8 where nothing else is said. A gain is
@@ -36,6 +36,7 @@ NEW = ("pong", "demon_attack")
 BUDGET = 5000
 HORIZONS = (1, 4, 8)
 BURN_IN = 32
+LORA = ["method=lora", "learner.lr.denoiser=6.0e-3", "learner.lr.reward_model=3.0e-3"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class NewGames(Bench):
         every = -(-b.tune // b.points)
         alike = [f"budget={BUDGET}", f"trainer.max_steps={b.tune}", f"trainer.val_check_interval={every}"]
         alike += ["learner.schedule=constant", "scratch=false"]
-        self.run("finetune", *shared, *alike, "method=lora", out=out / "lora")
+        self.run("finetune", *shared, *alike, *LORA, out=out / "lora")
         self.run("finetune", *shared, *alike, f"replay.store={old}", out=out / "replay")
         kept = [f"checkpoint={out / 'replay' / 'finetuned' / 'best.ckpt'}", f"store={old}", *judged, "reward_rows=0"]
         kept += ["other_actions.windows=0", "spread.windows=0"]
