@@ -33,7 +33,7 @@ from worldmodels.data.sampling import even_windows
 from worldmodels.data.store import Store
 from worldmodels.evaluation.frames import changed_pixels, psnr, squared_error
 from worldmodels.imagination import LoggedActions, imagine
-from worldmodels.learners.world_model import decay_groups
+from worldmodels.learners.base import decay_groups
 
 RUNS = {"none": {}, "turned": {"turned": "d4"}, "symmetric": {"symmetry": "d4"}}
 MEAN = "turned_mean"

@@ -107,6 +107,25 @@ class LastCheckpoint(Checkpoint):
         self._saved = trainer.global_step
 
 
+class StepCheckpoints(Checkpoint):
+    """Keeps the state of every so many steps in a file of its own, for those who judge how training went.
+
+    Args:
+        folder: of the files, which are named by the step.
+        every: optimizer steps between two of them.
+    """
+
+    def __init__(self, folder: str, every: int) -> None:
+        self.folder, self.every, self._saved = Path(folder), every, -1
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Write when due, once a step."""
+        step = trainer.global_step
+        if step != self._saved and step % self.every == 0:
+            trainer.save_checkpoint(self.folder / f"{step:06d}.ckpt")
+            self._saved = step
+
+
 class RandomState(Callback):
     """Puts the global random states of torch, CUDA and Python into the checkpoint, for models that use them (dropout).
 

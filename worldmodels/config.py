@@ -31,6 +31,7 @@ WHOLE = {
     **dict.fromkeys(("data.validation.windows", "data.validation.batch_size"), 1),
     **dict.fromkeys(("learner.horizons", "callbacks.last.every", "source.processes"), 1),
     **dict.fromkeys(("learner.horizon", "learner.reuse", "learner.steps_ahead", "learner.target_every"), 1),
+    **dict.fromkeys(("budget", "budgets", "patience", "lora.rank", "points", "scratch_times"), 1),
     **dict.fromkeys(("processes", "limit", "pictures", "other_actions.steps"), 1),
     **dict.fromkeys(("other_actions.windows", "spread.windows", "spread.samples", "spread.after"), 0),
 }
@@ -148,20 +149,28 @@ def sized(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Tensors and plain data of a Lightning checkpoint, or of a folder of `worldmodels export-model`, on the CPU.
+    """Tensors and plain data of a Lightning checkpoint, of a folder of `worldmodels export-model`, or of an adapter.
+
+    They are on the CPU. What fine-tuning changed is merged into the weights, as if it had trained them all.
 
     Raises:
-        UserError: it is missing, truncated, not what its hash says, or holds anything but tensors and plain data.
+        UserError: it is missing, truncated, not what its hash says, or holds anything but tensors and plain data, or
+            it is an adapter without its base.
     """
+    from worldmodels.portable.adapter import is_adapter, merged, read_adapter
     from worldmodels.portable.folder import folder_of, read_model
 
     path = Path(path).resolve()
     if (folder := folder_of(path)) is not None:
+        if is_adapter(folder):
+            return read_adapter(folder)
         return read_model(folder).checkpoint()
     checkpoint = read_tensors(path)
     if not isinstance(checkpoint, dict) or "model" not in checkpoint.get("hyper_parameters", {}):
         raise UserError(f"{path} is no checkpoint of this program; give the path of a best.ckpt or last.ckpt")
     only_models(path, checkpoint["hyper_parameters"]["model"])
+    if adapt := checkpoint["hyper_parameters"].pop("adapt", None):
+        checkpoint["state_dict"] = merged(checkpoint["state_dict"], adapt["alpha"] / adapt["rank"])
     return checkpoint
 
 

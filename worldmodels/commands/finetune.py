@@ -4,10 +4,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from worldmodels.commands._results import load_fitting, open_data, settings_of, write_metrics
-from worldmodels.config import command, load_learner, plain
+from worldmodels.commands._moving import begin_move, judge
+from worldmodels.commands._results import open_data, write_metrics
+from worldmodels.config import command
 
 RUNS = {"finetuned": "finetune", "scratch": "scratch"}
 """Folder of each run to the beginning of its figures' names."""
@@ -22,20 +23,16 @@ def main(cfg: DictConfig) -> None:
     from worldmodels.data.mixing import Mixture
     from worldmodels.evaluation.averages import mean_figures
     from worldmodels.evaluation.report import best_static
-    from worldmodels.learners.fit import fit
 
     store = open_data(cfg)
-    learner = load_fitting(cfg.checkpoint, store, same_game=False)
-    settings, model = settings_of(cfg, store), dict(learner.hparams["model"])
+    move = begin_move(cfg, store)
     runs: dict[str, Any] = {}
     for name in RUNS if cfg.scratch else ["finetuned"]:
         print(f"{name} on {' and '.join(store.card.get('games', [store.card['game']]))}:")
-        weights = learner.model.state_dict() if name == "finetuned" else None
-        its_own = plain(OmegaConf.merge(cfg, {"out": str(out / name)}))  # its paths are relative to `out`
-        runs[name] = fit({**settings, **its_own, "model": model}, out / name, weights)
+        runs[name] = move.run(name, out / name)
     if not all(runs.values()):  # a rank that only helps
         return
-    work = {"settings": settings, "model": model, "runs": runs}
+    work = {"settings": move.settings, "model": move.model, "runs": runs}
     if (out / "metrics.json").exists() and read_json(out / "metrics.json").get("work") == work:
         print(out)
         return
@@ -44,7 +41,7 @@ def main(cfg: DictConfig) -> None:
     parts = store.parts() if several else {"": store}
     by_store: dict[str, dict[str, Any]] = {path: {} for path in parts}
     for name in runs:
-        judged = {path: _judge(out / name / "best.ckpt", part, cfg) for path, part in parts.items()}
+        judged = {path: judge(out / name / "best.ckpt", part, cfg) for path, part in parts.items()}
         for path, part in judged.items():
             by_store[path] |= _named(name, part)
             where = f" on {path}" if several else ""
@@ -58,15 +55,6 @@ def main(cfg: DictConfig) -> None:
     # training is counted by the runs themselves, whatever came between; the rest is what this command did now
     seconds = max(sum(run["seconds"] for run in runs.values()), time.monotonic() - began)
     write_metrics(out, {**figures, "seconds": round(seconds, 1), "work": work})
-
-
-def _judge(checkpoint: Path, store: Any, cfg: DictConfig) -> dict[str, Any]:
-    from worldmodels.evaluation.quality import rollout_quality
-    from worldmodels.hardware import accelerator
-
-    device = accelerator(cfg.trainer.accelerator)
-    options = {"windows": cfg.windows, "horizons": list(cfg.horizons), "burn_in": cfg.burn_in, "device": device}
-    return rollout_quality(load_learner(checkpoint).model.to(device), store, reward_rows=0, **options)
 
 
 def _named(run: str, figures: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from worldmodels.data.card import Card
 from worldmodels.data.disk import is_url
+from worldmodels.data.few_shot import Replay, few_shot
 from worldmodels.data.loading import Batches, Draw, Reader, Relabel, Windows
 from worldmodels.data.mixing import Mixture, open_stores
 from worldmodels.data.outcomes import Outcomes
@@ -58,6 +59,9 @@ class StoreDataModule(LightningDataModule):
         event_rows: as in `WindowSampler`.
         right_padding: how many steps behind its episode a training window may end.
         ahead: steps over which the rewards to come are summed, as in `Outcomes`; None: they are not.
+        budget: transitions of each game that training and validation may use together, as in `few_shot`; None: all.
+        validation_share: share of the episodes within the budget that validation windows are from.
+        replay: `store`, of other games, and `share` of a training batch that is from there, as in `Replay`.
 
     Raises:
         UserError: no store, or one without episodes, at `store`; stores that do not fit; a setting out of range.
@@ -83,6 +87,9 @@ class StoreDataModule(LightningDataModule):
         event_rows: int | None = None,
         right_padding: int = 0,
         ahead: int | None = None,
+        budget: int | None = None,
+        validation_share: float = 0.2,
+        replay: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.validation = _settings(
@@ -103,6 +110,15 @@ class StoreDataModule(LightningDataModule):
                 f"data.ahead={ahead} must be a whole number of steps of at least 1, or null for no outcomes"
             )
         self.store: Any = open_stores(store, Transform(**self.transform))
+        self.budget, self.validation_share = budget, validation_share
+        self.splits = None if budget is None else few_shot(self.store, budget, validation_share, seed)
+        self.replay = _settings("replay", replay, {"store": None, "share": 0.25})
+        self._replay = None
+        if self.replay["store"] is not None:
+            if self.priority["alpha"] is not None or ahead is not None:
+                raise UserError("replay.store cannot go with data.priority.alpha or data.ahead; set them to null")
+            old, share = self.replay["store"], self.replay["share"]
+            self._replay = Replay(store, old, share, batch_size, Transform(**self.transform))
         if workers and is_url(self.store.path):
             raise UserError(
                 f"data.workers={workers} cannot be had with {self.store.path}, as what reads a URL does not survive in "
@@ -120,8 +136,11 @@ class StoreDataModule(LightningDataModule):
 
     @property
     def card(self) -> Card:
-        """The dataset card of the frames as they are handed out; of several stores that of the first, with `games`."""
-        return self.store.card
+        """The dataset card of the frames as they are handed out; of several stores that of the first, with `games`.
+
+        What is replayed is among them: a model that goes on learning a game still knows it.
+        """
+        return (self._replay or self).store.card
 
     def batches_drawn(self) -> int:
         """Training batches that the trainer has used so far, earlier runs of a resumed training included."""
@@ -141,7 +160,7 @@ class StoreDataModule(LightningDataModule):
         sampler = WindowSampler(
             self.store,
             episodes,
-            self.batch_size,
+            self.batch_size - (self._replay.count if self._replay else 0),
             self.length,
             self.left_padding,
             self.event_share,
@@ -163,9 +182,19 @@ class StoreDataModule(LightningDataModule):
         self._sampler, self._priorities = sampler, None
         relabel = RELABEL[self.relabel] if isinstance(self.relabel, str) else self.relabel
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        reader = Reader(self.store, self.length, relabel, self.outcomes, self.keep_starts)
+        store, draws = self.store, lambda: self._draws(sampler)
+        if self._replay:
+            names = ("length", "left_padding", "event_share", "event_rows", "right_padding")
+            drawn = {name: getattr(self, name) for name in names}
+            old = self._replay.sampler(self.seed, rank=rank, world=world, **drawn)
+            store, draws = self._replay.store, lambda: self._replayed(self._draws(sampler), old)
+        reader = Reader(store, self.length, relabel, self.outcomes, self.keep_starts)
         # bare, since a DataLoader around it would take a tenth of a millisecond for each batch
-        return Batches(lambda: self._draws(sampler), reader, self.prefetch, self.workers, pin)
+        return Batches(draws, reader, self.prefetch, self.workers, pin)
+
+    def _replayed(self, draws: Iterator[Draw], old: WindowSampler) -> Iterator[Draw]:
+        assert self._replay is not None
+        return self._replay.joined(draws, old, self.batches_drawn())
 
     def _best(self, episodes: np.ndarray) -> np.ndarray:
         """Those of the best return, of each game alike; one at least of each."""
@@ -233,7 +262,7 @@ class StoreDataModule(LightningDataModule):
         return DataLoader(Windows(lambda i: reader.read(Draw(batches[i], None, rng)), len(batches)), batch_size=None)
 
     def _split(self, split: str) -> np.ndarray:
-        episodes = self.store.splits[split]
+        episodes = (self.splits or self.store.splits)[split]
         if not len(episodes):
             raise UserError(
                 f"the store {self.store.path} has {len(self.store.lengths)} episodes and none of them in its {split} "
@@ -262,6 +291,7 @@ class StoreDataModule(LightningDataModule):
     def _origin(self) -> dict[str, Any]:
         keys = ("batch_size", "length", "left_padding", "event_share", "seed")
         keys += ("replacement", "weights", "best_share", "priority", "transform", "event_rows", "right_padding")
+        keys += ("budget", "validation_share", "replay")
         return {"store": self.store.uuid, "episodes": len(self.store.lengths)} | {k: getattr(self, k) for k in keys}
 
 

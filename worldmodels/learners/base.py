@@ -71,6 +71,10 @@ class Learner(L.LightningModule):
         """Of what validation measures, of each game by itself where the log is of several."""
         return GameMeans((self.hparams["card"] or {}).get("games", ()))
 
+    def begin(self, weights: Mapping[str, Tensor]) -> None:
+        """Start from these weights of the model, a `state_dict`."""
+        self.model.load_state_dict(weights)
+
     def player(self) -> Any:
         """What plays the real game where its score is asked for."""
         return self.model
@@ -166,11 +170,14 @@ class Learner(L.LightningModule):
 
 
 def decay_groups(component: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: matrices and kernels with weight decay, and biases, norms and embeddings without."""
+    """Two groups for an optimizer: matrices and kernels with weight decay, and biases, norms and embeddings without.
+
+    Weights that are not trained are in neither.
+    """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for module in component.modules():
-        for parameter in module.parameters(recurse=False):
+        for parameter in (p for p in module.parameters(recurse=False) if p.requires_grad):
             whole = parameter.ndim < 2 or isinstance(module, NOT_DECAYED)
             (free if whole else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

@@ -77,6 +77,11 @@ def fit(
             raise UserError(
                 f"{out} holds a run of {begun} and not of {asked}; give another out=DIR, or resume=never to begin again"
             )
+        was, now = _trained(_begun_with(out, "learner.adapt")), _trained(settings["learner"].get("adapt"))
+        if was != now:
+            raise UserError(
+                f"{out} holds a run with {was} and not with {now}; give another out=DIR, or resume=never to begin again"
+            )
         source = _begun_with(out, "checkpoint_sha256")
         if weights is not None and source not in (None, settings.get("checkpoint_sha256")):
             raise UserError(
@@ -84,7 +89,7 @@ def fit(
                 "give another out=DIR, or resume=never to begin again"
             )
         done = read_json(out / "metrics.json") if (out / "metrics.json").exists() else {}
-        if done.get("steps", 0) >= max_steps and (out / "best.ckpt").exists():
+        if (done.get("steps", 0) >= max_steps or done.get("stopped_early")) and (out / "best.ckpt").exists():
             _warn_of_differences(out, settings, changing)
             print(f"finished before, at step {done['steps']}; resume=never begins again")
             return done
@@ -99,7 +104,7 @@ def fit(
     learner = build_learner(settings, data)
     _check_frames(learner.model, data.card)
     if weights is not None:
-        learner.model.load_state_dict(weights)
+        learner.begin(weights)
     learner.prepare(data, resumed=stored is not None or checkpoint is not None)
     if stored is not None:
         check_compatible(data.card, stored["card"], f"the run {out}")
@@ -124,7 +129,13 @@ def fit(
     return _write_metrics(trainer, learner, out, digests) if trainer.is_global_zero else {}
 
 
-def _begun_with(out: Path, setting: str) -> str | None:
+def _trained(adapt: Any) -> str:
+    """What of a model is trained, as far as it decides the names and shapes of the weights."""
+    method = (adapt or {}).get("method", "full")
+    return f"method={method}" + (f" and lora.rank={adapt['rank']}" if method == "lora" else "")
+
+
+def _begun_with(out: Path, setting: str) -> Any:
     """What the run in `out` was begun with, None where it is not told."""
     config = out / "config.yaml"
     return OmegaConf.select(OmegaConf.load(config), setting) if config.exists() else None
@@ -217,6 +228,7 @@ def _trainer(settings: Mapping[str, Any], score: Score, out: Path, device: str) 
     extra = {
         "worldmodels.callbacks.EMA": {"device": device},
         "lightning.pytorch.callbacks.ModelCheckpoint": {"monitor": score.key, "mode": "max"},
+        "lightning.pytorch.callbacks.EarlyStopping": {"monitor": score.key, "mode": "max"},
         "worldmodels.callbacks.Progress": {"score": score},
     }
     callbacks = [build(c, **extra.get(c["_target_"], {})) for c in settings["callbacks"].values() if c]
@@ -300,6 +312,8 @@ def _write_metrics(trainer: L.Trainer, learner: Learner, out: Path, digests: lis
         learner.score.figure: None if best is None else best.item(),
         "final": scores,
         "parameters": sum(p.numel() for p in learner.parameters()),
+        "trained_parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
+        "stopped_early": any(c.wait_count >= c.patience for c in trainer.early_stopping_callbacks),
         "precision": str(trainer.precision),
         "weights_sha256_by_rank": digests,
         "environment": hardware.summary(),

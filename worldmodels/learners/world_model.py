@@ -1,5 +1,6 @@
 """Trains any `WorldModel` on logged segments, and judges it by open-loop rollouts."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from worldmodels.config import build
 from worldmodels.evaluation.frames import changed_pixels
 from worldmodels.imagination import LoggedActions, imagine
+from worldmodels.learners.adapting import Start, begin_with, checked, layers, restrict
 from worldmodels.learners.base import Learner, Score, decay_groups
 from worldmodels.learners.means import over_games
 from worldmodels.ops.groups import action_table
@@ -37,6 +39,8 @@ class WorldModelLearner(Learner):
         horizons: steps after the last real frame at which validation rollouts are judged; validation windows hold the
             context and then `max(horizons)` transitions.
         seed: of the training noise (with rank and batch number) and of the validation rollouts.
+        adapt: where a trained model is moved, settings of `learners.adapting`: what is trained, at which rates, and how
+            strongly it is drawn to where it began; None trains everything alike.
 
     Raises:
         UserError: unknown schedule, or a clip for a component that the model lacks; in training, a loss that is not
@@ -59,11 +63,15 @@ class WorldModelLearner(Learner):
         max_steps: int = 1,
         horizons: tuple[int, ...] = (1, 2, 4, 8),
         seed: int = 0,
+        adapt: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.check_settings()
         self.model: Any = build(model)
+        self.adapt = checked(adapt or {})
+        restrict(self.model, self.adapt)
+        self._start: Start | None = None
         names = set(self.model.components())
         for setting, by_component in (("clip", clip or {}), ("lr", lr if isinstance(lr, dict) else {})):
             if unknown := set(by_component) - names:
@@ -82,12 +90,21 @@ class WorldModelLearner(Learner):
             if len(symmetry) > 1:
                 action_table(symmetry, np.unique(data.store.column("action")).tolist())
 
+    def begin(self, weights: Mapping[str, Tensor]) -> None:
+        """Start from these weights of the model, and remember them where it is drawn to them."""
+        begin_with(self.model, weights)
+        if self.adapt["l2_start"]:
+            self._start = Start(self.model)
+
     def training_step(self, segment: Segment, batch_idx: int) -> Tensor:
         """The model's own loss; its noise is a function of (seed, rank, batch number), so that resuming is exact."""
         loss, metrics = self.model.loss(segment, self.noise())
         drawn = "window_loss" in metrics and "starts" in segment.side  # its losses are waited for in any case
         self.refuse_broken(loss, now=drawn)
         each = metrics.pop("window_loss", None)
+        if self._start is not None:
+            metrics["start_distance"] = (distance := self._start.distance(self.model)).detach()
+            loss = loss + self.adapt["l2_start"] * distance
         if drawn:  # windows that are hard are drawn more often
             datamodule: Any = self.trainer.datamodule  # pyrefly: ignore
             datamodule.update(segment.side["starts"], each.float() + LEAST_PRIORITY)
@@ -123,13 +140,13 @@ class WorldModelLearner(Learner):
             self.log(f"val/{name}", value, sync_dist=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Two a component."""
+        """Two a component, or a stage of it."""
         hp = self.hparams
         groups = []
-        for name, component in self.model.components().items():
+        for name, part, factor in layers(self.model, self.adapt["layer_decay"]):
             lr = hp["lr"][name] if isinstance(hp["lr"], dict) else hp["lr"]
-            for group, label in zip(decay_groups(component, hp["weight_decay"]), ("", ", not decayed"), strict=True):
-                groups.append(group | {"lr": lr, "betas": tuple(hp["betas"]), "name": f"{name}{label}"})
+            for group, label in zip(decay_groups(part, hp["weight_decay"]), ("", ", not decayed"), strict=True):
+                groups.append(group | {"lr": lr * factor, "betas": tuple(hp["betas"]), "name": f"{name}{label}"})
         return groups
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:

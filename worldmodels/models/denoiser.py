@@ -173,6 +173,11 @@ class Denoiser(nn.Module):
         """Frames before the context that the memory makes use of."""
         return 0 if self.memory is None else max(0, self.memory.window - self.context + 1)
 
+    def stages(self) -> list[list[nn.Module]]:
+        """Its parts from input to output, the last of which are its head."""
+        first, *others = self.network.stages()
+        return [[*first, *([] if self.memory is None else [self.memory])], *others]
+
     @torch.no_grad()
     def centre_of(self, context: Tensor) -> Tensor:
         """What is subtracted from the frame before it is denoised, for context (B, L, C, H, W)."""

@@ -167,6 +167,10 @@ class DiffusionWorldModel(nn.Module):
         """The parts that a learner optimises, with gradient clipping of their own."""
         return {"denoiser": self.denoiser, "reward_model": self.reward_model}
 
+    def stages(self) -> dict[str, list[list[nn.Module]]]:
+        """The parts of each component from what sees the frames to its output heads, which are the last."""
+        return {"denoiser": self.denoiser.stages(), "reward_model": self.reward_model.stages()}
+
     def networks(self) -> list[nn.Module]:
         """What is worth compiling (`hardware.compile_in_place`)."""
         return [self.denoiser.network]

@@ -18,6 +18,7 @@ from worldmodels.ops.categorical import symlog_bins, two_hot
 from worldmodels.types import Metrics, Segment, UserError
 
 Memory = tuple[Tensor, Tensor]
+DOUBLINGS = 14  # of the bins of rewards: up to 16383
 
 
 class RewardModel(nn.Module):
@@ -56,6 +57,7 @@ class RewardModel(nn.Module):
             log that keeps no last frames; "foreseen" leaves them out as well, but judges termination, everywhere,
             before the frame after the action is seen: from the memory of what came before it and the action. Shown a
             sign of its own where a last frame is unknown, a model would wait for that sign, and no dream gives it.
+        doublings: of "two_hot", whose bins reach 2^doublings - 1 on either side.
         terminal_frame: "stale" shows the frame before a termination again in place of the one after it, as DIAMOND's
             play mostly did; "logged" shows what the log holds.
         games: rows of the vocabulary of games (`nn.games`), of which it is told beside the action; 0 for none.
@@ -86,6 +88,7 @@ class RewardModel(nn.Module):
         unknown_next: str = "grey",
         terminal_frame: str = "stale",
         games: int = 0,
+        doublings: int = DOUBLINGS,
     ) -> None:
         super().__init__()
         for name, value, allowed in (
@@ -101,7 +104,7 @@ class RewardModel(nn.Module):
         self.patch, self.difference_std, self.frame_scale = patch, difference_std, frame_scale
         self.rewards, self.life_loss, self.event_weight = rewards, life_loss, event_weight
         self.unknown_next, self.terminal_frame = unknown_next, terminal_frame
-        self.register_buffer("bins", symlog_bins(1 if rewards == "sign" else 14), persistent=False)
+        self.register_buffer("bins", symlog_bins(1 if rewards == "sign" else doublings), persistent=False)
         self.ends = 2 if life_loss == "apart" else 1
         self.action_embedding = nn.Embedding(num_actions, cond_channels)
         self.game = nn.Embedding(games, cond_channels) if games else None
@@ -123,6 +126,13 @@ class RewardModel(nn.Module):
         outputs = len(self.bins) + 2 * (self.ends - (self.foreseen is not None))
         self.head = nn.Sequential(nn.Linear(lstm, lstm), nn.SiLU(), nn.Linear(lstm, outputs, bias=False))
         init_lstm(self.lstm)
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Its parts from input to output, the last of which are its heads."""
+        heads: list[nn.Module] = [self.head] if self.foreseen is None else [self.head, self.foreseen]
+        first: list[nn.Module] = [self.action_embedding, self.conv_in]
+        first += [] if self.game is None else [self.game]
+        return [first, *self.encoder.stages(), [self.projection, self.lstm], heads]
 
     def forward(
         self,
@@ -230,3 +240,19 @@ class RewardModel(nn.Module):
         for k, (name, event, where) in enumerate(kinds[: self.ends]):
             losses[name] = mean(end_logits[:, :, k], torch.stack([~event, event], -1).float(), event, where)
         return torch.stack(list(losses.values())).sum(), {name: value.detach() for name, value in losses.items()}
+
+
+def grown(head: Tensor, old: int, new: int) -> Tensor:
+    """Weights of the last layer of `RewardModel.head` with `new` doublings in place of `old`, which are fewer.
+
+    Old bins keep their weights, by value, and new ones begin with those of the outermost old bin on their side, which
+    no reward was ever near to.
+    """
+    bins, others = head.tensor_split([2 * old + 1])
+    low, high = (bins[k].expand(new - old, -1) for k in (0, -1))
+    return torch.cat([low, bins, high, others])
+
+
+def doublings_for(greatest: float) -> int:
+    """Fewest doublings whose bins reach a reward of this magnitude."""
+    return math.ceil(math.log2(greatest + 1))

@@ -97,6 +97,14 @@ class DenoiserNetwork(nn.Module):
         self.conv_out = conv3x3(channels[0], channels_out)
         nn.init.zeros_(self.conv_out.weight)
 
+    def stages(self) -> list[list[nn.Module]]:
+        """Its parts from input to output, the last of which are its head."""
+        told: list[nn.Module] = [self.action_embedding, self.condition, self.labels]
+        stages = self.unet.stages()
+        if self.backbone == "unet2d":
+            return [[*told, *stages[0]], *stages[1:]]
+        return [[*told, self.conv_in], *stages, [self.norm_out, self.conv_out]]
+
     def forward(
         self,
         noisy: Tensor,

@@ -23,6 +23,10 @@ class DilatedNet(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(ResBlock(channels, channels, cond_channels, dilation=d) for d in dilations)
 
+    def stages(self) -> list[list[nn.Module]]:
+        """Its parts from input to output."""
+        return [[block] for block in self.blocks]
+
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x, cond)

@@ -200,6 +200,10 @@ class Encoder(nn.Module):
             ResBlock(channels[-1], channels[-1], cond_channels, True, normed_skip) for _ in range(middle)
         )
 
+    def stages(self) -> list[list[nn.Module]]:
+        """Its parts from input to output."""
+        return [*([down, level] for down, level in zip(self.down, self.levels, strict=True)), [self.middle]]
+
     def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
         """(B, C0, H, W), (B, D) -> the lowest features, and by level every feature map a decoder may join."""
         skips = []
@@ -242,6 +246,10 @@ class UNet(nn.Module):
         )
         self.up = nn.ModuleList([nn.Identity(), *map(Upsample, reversed(channels[:-1]))])
         self.multiple = 2 ** (len(channels) - 1)
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Its parts from input to output."""
+        return [*self.encoder.stages(), *([up, level] for up, level in zip(self.up, self.levels, strict=True))]
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         h, w = x.shape[-2:]

@@ -66,6 +66,12 @@ class UNet2D(nn.Module):
                 nn.init.zeros_(weight)
         self.multiple = 2 ** (len(channels) - 1)
 
+    def stages(self) -> list[list[nn.Module]]:
+        """Its parts from input to output, the two convolutions at its ends included."""
+        net = self.net
+        first, last = [net.conv_in, net.time_embedding], [net.conv_norm_out, net.conv_out]
+        return [first, *([block] for block in (*net.down_blocks, net.mid_block, *net.up_blocks)), last]
+
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         h, w = x.shape[-2:]
         x = F.pad(x, (0, -w % self.multiple, 0, -h % self.multiple))

@@ -25,6 +25,7 @@ from worldmodels import __version__
 from worldmodels.config import HEADS, build, build_policy, only_models
 from worldmodels.data.card import card_digest, validate_card
 from worldmodels.data.disk import atomic, disk_errors, make_folder, on_disk, read_json, write_json
+from worldmodels.portable.adapter import about_adapter, is_adapter
 from worldmodels.portable.readme import readme
 from worldmodels.types import ACTIONS, Segment, UserError
 
@@ -174,13 +175,13 @@ def folder_of(path: str | Path) -> Path | None:
 
 
 def digest_of(path: str | Path) -> str:
-    """SHA-256 of a checkpoint, in hex: of a file's bytes, or of what a folder's model.json says, its weights' included.
+    """SHA-256 of a checkpoint, in hex: of a file's bytes, or of what a folder's json says, its weights' included.
 
     Raises:
         UserError: the folder holds no model.
     """
     if (folder := folder_of(path)) is not None:
-        return read_about(folder)["sha256"]
+        return (about_adapter if is_adapter(folder) else read_about)(folder)["sha256"]
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

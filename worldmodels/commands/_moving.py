@@ -1,0 +1,96 @@
+"""What `finetune` and `adapt-report` share: one training that begins with another model's weights, or with none."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from worldmodels.commands._results import load_fitting, settings_of
+from worldmodels.config import load_learner, plain, read_tensors
+from worldmodels.types import ACTIONS
+
+SCRATCH = {"learner": {"adapt": None}, "data": {"replay": {"store": None}}}
+"""What differs where a training begins at random: all weights are trained, and nothing is there to be forgotten."""
+
+
+class Move(NamedTuple):
+    """A model on its way to a store.
+
+    Args:
+        cfg: of the command, from which each run takes its settings.
+        settings: all that decides the result.
+        model: settings of the model, with classes for the store's rewards.
+        base: its weights as they lie in the checkpoint.
+        start: with the classes of reward that the store needs beside them.
+    """
+
+    cfg: DictConfig
+    settings: dict[str, Any]
+    model: dict[str, Any]
+    base: dict[str, Tensor]
+    start: dict[str, Tensor]
+
+    def run(self, name: str, out: Path, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Train in the folder `out`; "scratch" begins at random, any other name with the model's weights.
+
+        What was changed is left beside it as an adapter, unless all was trained.
+
+        Args:
+            name: of the run.
+            out: its folder, which is found finished or gone on with where it is there.
+            changes: of settings.
+
+        Returns:
+            The figures of its metrics.json, none on ranks that only help.
+        """
+        from worldmodels.learners.fit import fit
+        from worldmodels.portable.adapter import write_adapter
+
+        scratch = name == "scratch"
+        # paths in it are relative to `out`
+        own = plain(OmegaConf.merge(self.cfg, {"out": str(out)}, SCRATCH if scratch else {}, changes or {}))
+        if own["callbacks"]["stop"]["patience"] is None:
+            own["callbacks"]["stop"] = None
+        done = fit({**self.settings, **own, "model": self.model}, out, None if scratch else self.start)
+        if done and not scratch and own["method"] != "full":
+            best = read_tensors(out / "best.ckpt")
+            numbers = write_adapter(out / "adapter", best, self.base, self.start, own["data"]["transform"])
+            print(
+                f"{numbers:,} numbers in {out / 'adapter'}, which needs its base beside it; best.ckpt has both merged"
+            )
+        return done
+
+
+def begin_move(cfg: DictConfig, store: Any) -> Move:
+    """The model of `cfg.checkpoint`, ready to be moved to `store`.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or the store does not fit it.
+    """
+    from worldmodels.learners.adapting import fit_rewards
+
+    learner = load_fitting(cfg.checkpoint, store, same_game=False)
+    base = learner.model.state_dict()
+    rows = np.isin(np.repeat(np.arange(len(store.lengths)), store.lengths), store.splits["train"])
+    greatest = float(np.abs(store.column("reward")[rows]).max(initial=0.0))
+    model, start = fit_rewards(learner.hparams["model"], base, greatest)
+    if model != learner.hparams["model"]:
+        print(f"rewards up to {greatest:g} are new to the model: it gets classes for them and keeps the old ones")
+    known = (learner.hparams["card"] or {}).get("action_set", range(len(ACTIONS)))
+    if (new := sorted(set(store.card["action_set"]) - set(known))) and cfg.method in ("heads", "bias"):
+        names = ", ".join(ACTIONS[action] for action in new)
+        print(f"{names} are new to the model, and method={cfg.method} does not train what it makes of them")
+    return Move(cfg, settings_of(cfg, store), model, base, start)
+
+
+def judge(checkpoint: str | Path, store: Any, cfg: DictConfig, progress: bool = True) -> dict[str, Any]:
+    """Figures of a checkpoint's rollouts on the test split of `store`."""
+    from worldmodels.evaluation.quality import rollout_quality
+    from worldmodels.hardware import accelerator
+
+    device = accelerator(cfg.trainer.accelerator)
+    options = {"windows": cfg.windows, "horizons": list(cfg.horizons), "burn_in": cfg.burn_in, "device": device}
+    model = load_learner(checkpoint).model.to(device)
+    return rollout_quality(model, store, reward_rows=0, progress=progress, **options)

@@ -1,0 +1,94 @@
+"""Few-shot curves: a model moved to another game with more and less of it, beside training from scratch."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from worldmodels.commands._moving import Move, begin_move, judge
+from worldmodels.commands._results import finished, open_data, write_metrics
+from worldmodels.config import command, plain
+
+
+@command("adapt-report")
+def main(cfg: DictConfig) -> None:
+    """Train and judge what is missing; every run has a folder of its own, which is gone on with."""
+    out = Path(cfg.out).absolute()
+    from worldmodels.data.few_shot import few_shot
+    from worldmodels.data.mixing import check_fits, open_stores
+    from worldmodels.data.transforms import Transform
+    from worldmodels.evaluation.adaptation import compare, write_report
+    from worldmodels.types import UserError
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    store = open_data(cfg)
+    old = {}
+    if cfg.old:
+        opened = open_stores(plain(cfg.old), Transform(**plain(cfg.data.transform)))
+        check_fits(opened.card, store.card, f"{store.path}, which old={opened.path} is judged beside,", same_game=False)
+        old = _parts(opened)
+    budgets, skipped = {}, {}
+    for budget in cfg.budgets:
+        try:
+            split = few_shot(store, budget, cfg.validation_share, cfg.seed)
+            budgets[budget] = {name: len(split[name]) for name in ("train", "validation")}
+        except UserError as error:
+            skipped[budget] = str(error)
+            print(f"left out: {error}")
+    if not budgets:
+        raise UserError(skipped[min(skipped)])
+    move = begin_move(cfg, store)
+    if finished(out, settings := move.settings | {"old_uuids": [part.uuid for part in old.values()]}):
+        return
+    begun = {"new": _judged(cfg.checkpoint, _parts(store), cfg), "old": _judged(cfg.checkpoint, old, cfg)}
+    found: dict[str, Any] = {}
+    for budget, episodes in budgets.items():
+        runs = {name: _curve(move, name, budget, out, store) for name in ("finetuned", "scratch")}
+        best = out / str(budget) / "finetuned" / "best.ckpt"
+        kept = _judged(best, old, cfg)
+        found[str(budget)] = {"episodes": episodes, **compare(runs, begun, kept, cfg.steps)}
+    figures = {"horizons": list(cfg.horizons), "method": cfg.method, "steps": cfg.steps, "before": begun}
+    figures |= {"budgets": found, "left_out": {str(budget): why for budget, why in skipped.items()}}
+    write_report(out, figures)
+    write_metrics(out, {**figures, "settings": settings})
+
+
+def _parts(store: Any) -> dict[str, Any]:
+    from worldmodels.data.mixing import Mixture
+
+    return store.parts() if isinstance(store, Mixture) else {str(store.path): store}
+
+
+def _judged(checkpoint: str | Path, parts: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
+    """Means over stores; nothing of none."""
+    from worldmodels.evaluation.averages import mean_figures
+
+    return mean_figures([judge(checkpoint, part, cfg) for part in parts.values()]) if parts else {}
+
+
+def _curve(move: Move, name: str, budget: int, out: Path, store: Any) -> dict[str, Any]:
+    """Train a run, and judge it after every so many steps: `points` by step, and `seconds` a step."""
+    from worldmodels.data.disk import read_json, write_json
+    from worldmodels.evaluation.report import training_curves
+
+    cfg, folder = move.cfg, out / str(budget) / name
+    steps = cfg.steps * (cfg.scratch_times if name == "scratch" else 1)
+    every = -(-cfg.steps // cfg.points)
+    print(f"{name} with {budget:,} transitions:")
+    trainer = {"max_steps": steps, "val_check_interval": every}
+    done = move.run(name, folder, {"budget": budget, "trainer": trainer, "callbacks": {"steps": {"every": every}}})
+    scores = training_curves(folder / "metrics.csv")["val/rollout_psnr_changed"]
+    chosen_by = {round((step + 1) / every) * every: score for step, score in zip(*scores, strict=True)}  # from 0 there
+    file = folder / "curve.json"
+    points = read_json(file) if file.exists() else {}
+    for path in sorted((folder / "steps").glob("*.ckpt")):
+        if (step := int(path.stem)) in chosen_by:
+            points[str(step)] = _judged(path, _parts(store), cfg) | {"validation": chosen_by[step]}
+            write_json(file, points)
+        path.unlink()
+    return {"points": points, "seconds_a_step": done["seconds"] / done["steps"], "trained": done["trained_parameters"]}
+
+
+if __name__ == "__main__":
+    main()

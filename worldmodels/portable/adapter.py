@@ -1,0 +1,213 @@
+"""What fine-tuning changed of a model, as a small folder that is of use beside the very model that it began with.
+
+    adapter.json          which base it needs (SHA-256 of its weights), what was trained, and the model's settings
+    adapter.safetensors   `NAME.lora_A` and `NAME.lora_B` of each weight with a low-rank change (Hu et al. 2021), and
+                          whole tensors in place of others
+
+The base lies beside it: a checkpoint `base.ckpt`, or a folder `base` of `worldmodels export-model`, in the adapter's
+folder or next to it. `config.read_checkpoint` then reads the adapter as the model that the two make. Merging is
+arithmetic, so that only training needs peft.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from worldmodels import __version__
+from worldmodels.data.disk import atomic, disk_errors, make_folder, on_disk, read_json, remove, write_json
+from worldmodels.models.reward import DOUBLINGS, grown
+from worldmodels.types import UserError
+
+ABOUT, WEIGHTS = "adapter.json", "adapter.safetensors"
+FORMAT, VERSION = "worldmodels adapter", 1
+NEEDED = {"sha256": str, "weights_sha256": str, "base_sha256": str, "model": dict, "card": dict, "transform": dict}
+REWARD_HEAD = "reward_model.head.2.weight"
+BASES = ("base", "base.ckpt")
+PEFT = (".base_layer.", ".lora_A.default.", ".lora_B.default.")
+"""What peft puts into the names of a wrapped layer's weights."""
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter."""
+    return (folder / ABOUT).is_file()
+
+
+def merged(weights: Mapping[str, Tensor], scaling: float) -> dict[str, Tensor]:
+    """The weights of an unwrapped model, from those of one that peft has wrapped.
+
+    Args:
+        weights: `state_dict` of the model, or of what holds it.
+        scaling: alpha / rank.
+    """
+    found = {name.replace(PEFT[0], "."): value for name, value in weights.items() if ".lora_" not in name}
+    for name, a in weights.items():
+        if PEFT[1] in name:
+            own = name.replace(PEFT[1], ".")
+            found[own] = found[own] + scaling * product(a, weights[name.replace(PEFT[1], PEFT[2])])
+    return found
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """B A: of a linear layer (r, in) and (out, r), of a convolution (r, in, k, k) and (out, r, 1, 1)."""
+    return (b.flatten(1) @ a.flatten(1)).view(len(b), *a.shape[1:])
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of weights, in hex, whatever file they lie in."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_adapter(
+    out: Path,
+    trained: Mapping[str, Any],
+    base: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
+    transform: Mapping[str, Any],
+) -> int:
+    """Write what a training changed, in the place of an adapter that lies there.
+
+    Args:
+        out: folder.
+        trained: a Lightning checkpoint of `learners.world_model`, as it was saved.
+        base: weights of the model that the training began with, as they lie in its file.
+        start: the same with the classes of reward that were grown.
+        transform: of frames, with which the log was read.
+
+    Returns:
+        How many numbers it holds.
+    """
+    out, given = on_disk(out), trained["hyper_parameters"]
+    adapt, prefix = given["adapt"], "model."
+    own = {k.removeprefix(prefix): v for k, v in trained["state_dict"].items() if k.startswith(prefix)}
+    tensors: dict[str, Tensor] = {}
+    for name, value in own.items():
+        if ".lora_" in name:
+            tensors[name.replace(".default.weight", "").replace(".lora_", ".weight.lora_")] = value
+        elif not torch.equal(value, start[plain := name.replace(PEFT[0], ".")]):
+            tensors[plain] = value
+    content = save({name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()})
+    about: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "written_by": f"worldmodels {__version__}",
+        "base_sha256": weights_digest(base),
+        "method": adapt["method"],
+        "scaling": adapt["alpha"] / adapt["rank"],
+        "parameters": sum(value.numel() for value in tensors.values()),
+        "model": given["model"],
+        "card": given["card"],
+        "transform": dict(transform),
+        "weights_sha256": hashlib.sha256(content).hexdigest(),
+    }
+    about["sha256"] = _digest(about)
+    remove(out)
+    make_folder(out.parent)
+    with disk_errors(out), atomic(out) as tmp:
+        tmp.mkdir()
+        (tmp / WEIGHTS).write_bytes(content)
+        write_json(tmp / ABOUT, about)
+    return about["parameters"]
+
+
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """The model that an adapter and the base beside it make, as `config.read_checkpoint` gives it of a checkpoint.
+
+    Raises:
+        UserError: it is not as it was written, or the base is missing or another.
+    """
+    about = about_adapter(folder)
+    tensors, (model, weights) = _tensors(folder, about), _base(folder, about)
+    before, after = (m.get("reward_model", {}).get("doublings", DOUBLINGS) for m in (model, about["model"]))
+    if after > before:
+        weights[REWARD_HEAD] = grown(weights[REWARD_HEAD], before, after)
+    for name, value in tensors.items():
+        own, _, part = name.partition(".lora_")
+        if own not in weights:
+            raise UserError(f"{folder} changes {own}, which its base does not have; fine-tune again")
+        if not part:
+            weights[own] = value
+        elif part == "A":
+            weights[own] = weights[own] + about["scaling"] * product(value, tensors[f"{own}.lora_B"])
+    return {
+        "hyper_parameters": {"model": about["model"], "card": about["card"]},
+        "state_dict": {f"model.{name}": value for name, value in weights.items()},
+        "StoreDataModule": {"transform": about["transform"]},
+    }
+
+
+def about_adapter(folder: Path) -> dict[str, Any]:
+    """The content of adapter.json.
+
+    Raises:
+        UserError: it is not as it was written, or of another version.
+    """
+    from worldmodels.config import only_models
+
+    path = folder / ABOUT
+    about = read_json(path)
+    if not isinstance(about, dict) or about.get("format") != FORMAT or about.get("version") != VERSION:
+        raise UserError(
+            f"{path} describes no adapter of version {VERSION}; fine-tune again, or install a newer version"
+        )
+    if missing := [name for name, kind in NEEDED.items() if not isinstance(about.get(name), kind)]:
+        raise UserError(f"{path} lacks {missing[0]}, so that nothing can be made of it; fine-tune again")
+    if about["sha256"] != _digest(about):
+        raise UserError(f"{path} is not as it was written: its own SHA-256 differs; copy it again, or fine-tune again")
+    only_models(path, about["model"])
+    return about
+
+
+def _tensors(folder: Path, about: Mapping[str, Any]) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"{path} is missing, without which {ABOUT} is of no use; copy it again, or fine-tune again")
+    content = path.read_bytes()
+    found, written = hashlib.sha256(content).hexdigest(), about["weights_sha256"]
+    if found != written:
+        raise UserError(
+            f"{path} is not the file that {ABOUT} describes: its SHA-256 is {found[:12]}... and should be "
+            f"{written[:12]}...; copy it again, or fine-tune again"
+        )
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise UserError(f"{path} is no safetensors file ({error}); copy it again, or fine-tune again") from error
+
+
+def _base(folder: Path, about: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Settings and weights of the base that lies beside an adapter."""
+    from worldmodels.config import read_checkpoint
+
+    wanted = about["base_sha256"]
+    found = [place / name for place in (folder, folder.parent) for name in BASES if (place / name).exists()]
+    if not found:
+        raise UserError(
+            f"the adapter {folder} needs the model that it began with beside it: put the one whose weights have the "
+            f"SHA-256 {wanted[:12]}... there as {folder / BASES[0]} (of export-model) or {BASES[1]}"
+        )
+    stored = read_checkpoint(found[0])
+    named = stored["state_dict"].items()
+    weights = {name.removeprefix("model."): value for name, value in named if name.startswith("model.")}
+    if (own := weights_digest(weights)) != wanted:
+        raise UserError(
+            f"the adapter {folder} was made for another model than {found[0]}: it needs weights with the SHA-256 "
+            f"{wanted[:12]}..., and these have {own[:12]}..."
+        )
+    return stored["hyper_parameters"]["model"], weights
+
+
+def _digest(about: Mapping[str, Any]) -> str:
+    text = json.dumps({k: v for k, v in about.items() if k != "sha256"}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
