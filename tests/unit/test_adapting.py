@@ -49,8 +49,10 @@ def batch(catch_store: Path) -> Segment:
 
 
 @pytest.mark.parametrize("kind", ["dilated", "unet", "unet2d", "small", "paper"])
-def test_stages_hold_every_weight_once(kind: str) -> None:
-    model = build(sized(MODEL | {"size": kind}) if kind in ("small", "paper") else settings(kind))
+@pytest.mark.parametrize("games", [None, {"unknown": 0.1, "actions": {"catch": [0, 3, 4]}}])
+def test_stages_hold_every_weight_once(kind: str, games: dict[str, Any] | None) -> None:
+    given = sized(MODEL | {"size": kind}) if kind in ("small", "paper") else settings(kind)
+    model = build(given | {"games": games})
     found = [id(p) for parts in model.stages().values() for stage in parts for part in stage for p in part.parameters()]
     assert sorted(found) == sorted(map(id, model.parameters()))
     assert list(model.stages()) == list(model.components())
