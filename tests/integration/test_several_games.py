@@ -133,6 +133,8 @@ def test_a_checkpoint_without_games_is_as_before(ok, stores: tuple[Path, Path], 
     path = tmp_path / "run" / "last.ckpt"
     stored = torch.load(path, weights_only=True)
     assert stored["hyper_parameters"]["model"].pop("games") is None
+    for name in ("symmetry", "turned"):
+        assert stored["hyper_parameters"]["model"].pop(name) == "none"
     assert not [name for name in stored["state_dict"] if "game" in name]
     torch.save(stored, path)
     same(load_learner(path).state_dict(), stored["state_dict"])
