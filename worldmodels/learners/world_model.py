@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from worldmodels.config import build
+from worldmodels.data.mixing import logged_actions
 from worldmodels.evaluation.frames import changed_pixels
 from worldmodels.imagination import LoggedActions, imagine
 from worldmodels.learners.adapting import Start, begin_with, checked, layers, restrict
@@ -66,6 +66,7 @@ class WorldModelLearner(Learner):
         adapt: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        adapt = adapt and checked(adapt)  # whole, so that a checkpoint tells how it is merged
         self.save_hyperparameters()
         self.check_settings()
         self.model: Any = build(model)
@@ -87,8 +88,8 @@ class WorldModelLearner(Learner):
                 f"data.validation.length={length} must be more than the longest of learner.horizons={horizons}"
             )
         for symmetry in getattr(self.model, "symmetries", ()):
-            if len(symmetry) > 1:
-                action_table(symmetry, np.unique(data.store.column("action")).tolist())
+            for actions in logged_actions(data.store).values() if len(symmetry) > 1 else ():
+                action_table(symmetry, actions)
 
     def begin(self, weights: Mapping[str, Tensor]) -> None:
         """Start from these weights of the model, and remember them where it is drawn to them."""
