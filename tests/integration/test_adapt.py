@@ -138,6 +138,10 @@ def test_few_shot_curves(
         assert (tmp_path / f"{name}.svg").stat().st_size > 0 and (tmp_path / f"{name}.png").stat().st_size > 0
     assert not list(tmp_path.rglob("steps/*.ckpt")), "what has been judged is not kept"
     assert "Already done" in works(*line, "budgets=[4,80]")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, _, err = in_process(*line, "budgets=[80]", "windows=3")  # what would judge again is gone
+    assert (code, err.count("\n")) == (2, 1) and "was judged with windows=4" in err
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     # the runs that are there are found finished, and one that was cut short goes on
     (tmp_path / "80" / "scratch" / "metrics.json").unlink()
     more = works(*line, "budgets=[40,80]")
@@ -157,6 +161,8 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, places: Path, catch_store
         ([f"replay.store={places / 'new'}"], "none of them twice"),
         ([f"replay.store={small}"], "data.transform.size"),
         ([f"replay.store={tmp_path / 'none'}"], "there is no store at"),
+        (["replay.store=[]"], "replay.store names no store"),
+        ([f"data.store={catch_store}"], "by which a run is judged; give store alone"),
     ):
         line = ["finetune", f"checkpoint={places / 'base'}", f"store={places / 'new'}", *FOUR, *settings]
         code, _, err = in_process(*line, f"out={tmp_path / 'out'}")
@@ -173,7 +179,8 @@ def test_a_run_of_another_method_is_refused(
     works: Callable[..., str], in_process: RUN, places: Path, tmp_path: Path
 ) -> None:
     line = ["finetune", f"checkpoint={places / 'base'}", f"store={places / 'new'}", f"out={tmp_path}", *FOUR]
-    works(*line, "method=bias")
+    works(*line, "learner.adapt.method=bias", "callbacks.stop=null")
+    assert (tmp_path / "finetuned" / "adapter" / "adapter.json").exists()
     best = tmp_path / "finetuned" / "best.ckpt"
     before = best.read_bytes()
     base, tuned = (load_learner(path).model.state_dict() for path in (places / "base", best))
