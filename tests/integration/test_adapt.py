@@ -68,6 +68,9 @@ def test_an_adapter_is_the_fine_tuned_model_beside_its_base_alone(
     assert again["weights_sha256_by_rank"] == figures["weights_sha256_by_rank"]
     assert "finished before" in works(*line, f"out={tmp_path / 'a'}")
     assert load_learner(run / "best.ckpt").hparams["card"]["games"] == ["freeway", "catch"]
+    works("export-model", f"checkpoint={run / 'best.ckpt'}", f"out={tmp_path / 'exported'}")
+    told = (tmp_path / "exported" / "model.json").read_text()
+    assert str(catch_store) not in told and '"replay": {' in told
 
     shutil.copytree(run / "adapter", tmp_path / "adapter")
     alone = f"checkpoint={tmp_path / 'adapter'}"
@@ -169,6 +172,12 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, places: Path, catch_store
         assert (code, err.count("\n")) == (2, 1), err
         assert part in err
         assert not list((tmp_path / "out").rglob("*.ckpt"))
+    before = (places / "run" / "metrics.json").read_bytes()
+    for command in ("finetune", "adapt-report"):
+        line = [command, f"checkpoint={places / 'base'}", f"store={places / 'new'}", f"out={places / 'run'}", *SHORT]
+        code, _, err = in_process(*line, *(["budgets=[60]"] if command == "adapt-report" else []))
+        assert (code, err.count("\n")) == (2, 1) and "holds the figures of another command" in err
+    assert (places / "run" / "metrics.json").read_bytes() == before
     code, _, err = in_process("adapt-report", f"checkpoint={places / 'base'}", f"store={places / 'new'}",
                               f"out={tmp_path / 'report'}", *SHORT, "budgets=[1,2]")  # fmt: skip
     assert (code, err.count("\n")) == (2, 1) and "budget=1 holds no two" in err

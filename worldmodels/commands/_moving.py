@@ -67,14 +67,18 @@ def begin_move(cfg: DictConfig, store: Any) -> Move:
     """The model of `cfg.checkpoint`, ready to be moved to `store`.
 
     Raises:
-        UserError: the checkpoint cannot be read, or the store does not fit it.
+        UserError: the checkpoint cannot be read, the store does not fit it, or `out` has another command's figures.
     """
+    from worldmodels.data.disk import read_json
     from worldmodels.learners.adapting import fit_rewards
 
     if plain(cfg.data.store) != plain(cfg.store):
         raise UserError(
             f"data.store={cfg.data.store} is not store={cfg.store}, by which a run is judged; give store alone"
         )
+    metrics, mine = Path(cfg.out).absolute() / "metrics.json", "budgets" if "budgets" in cfg else "work"
+    if metrics.exists() and mine not in read_json(metrics):
+        raise UserError(f"{metrics} holds the figures of another command, which stay; give another out=DIR")
     learner = load_fitting(cfg.checkpoint, store, same_game=False)
     base = learner.model.state_dict()
     rows = np.isin(np.repeat(np.arange(len(store.lengths)), store.lengths), store.splits["train"])
