@@ -69,6 +69,7 @@ def test_it_is_read_beside_its_base(adapter: Path) -> None:
         own[f"model.{WEIGHT}"] - base[f"model.{WEIGHT}"], torch.full_like(own[f"model.{WEIGHT}"], 4.0)
     )
     assert (own["model.reward_model.head.0.bias"] == 0.5).all()
+    assert read_checkpoint(adapter / "adapter.json")["state_dict"].keys() == own.keys()
 
 
 def test_one_that_is_called_base_is_not_its_own_base(adapter: Path) -> None:

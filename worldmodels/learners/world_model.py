@@ -81,15 +81,23 @@ class WorldModelLearner(Learner):
             raise UserError(f"learner.lr gives no rate for {sorted(missing)}; the model has {sorted(names)}")
 
     def prepare(self, data: Any, resumed: bool) -> None:
-        """Refuse validation windows that are too short for the horizons, and symmetries that the log's actions lack."""
+        """Refuse validation windows that are too short, and symmetries and games that the log's actions do not fit."""
         horizons, length = self.hparams["horizons"], data.validation["length"]
         if length <= max(horizons):
             raise UserError(
                 f"data.validation.length={length} must be more than the longest of learner.horizons={horizons}"
             )
-        for symmetry in getattr(self.model, "symmetries", ()):
-            for actions in logged_actions(data.store).values() if len(symmetry) > 1 else ():
+        symmetries = [symmetry for symmetry in getattr(self.model, "symmetries", ()) if len(symmetry) > 1]
+        games = getattr(self.model, "games", None)
+        for game, actions in logged_actions(data.store).items() if symmetries or games is not None else ():
+            for symmetry in symmetries:
                 action_table(symmetry, actions)
+            if games is None:
+                continue
+            if not games.row(game):
+                print(f"{game} is none of {', '.join(games.names)}, and learned as a game that the model does not know")
+            logged = torch.tensor(actions, device=games.legal.device)
+            games.refuse_illegal(torch.full_like(logged, games.row(game)), logged)
 
     def begin(self, weights: Mapping[str, Tensor]) -> None:
         """Start from these weights of the model, and remember them where it is drawn to them."""
