@@ -181,6 +181,9 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, places: Path, catch_store
     code, _, err = in_process("adapt-report", f"checkpoint={places / 'base'}", f"store={places / 'new'}",
                               f"out={tmp_path / 'report'}", *SHORT, "budgets=[1,2]")  # fmt: skip
     assert (code, err.count("\n")) == (2, 1) and "budget=1 holds no two" in err
+    code, _, err = in_process("adapt-report", f"checkpoint={places / 'base'}", f"store={places / 'new'}",
+                              f"out={tmp_path / 'report'}", *SHORT, "callbacks.steps=null")  # fmt: skip
+    assert (code, err.count("\n")) == (2, 1) and "no points of a curve" in err
     assert not (tmp_path / "report").exists()
 
 

@@ -146,10 +146,14 @@ def test_the_game_goes_with_a_dream() -> None:
         ({}, "names no game"),
         ({"actions": {"pong": [18]}}, r"the actions of pong are \[18\]"),
         ({"actions": {"pong": []}}, r"the actions of pong are \[\]"),
+        ({"actions": {"pong": 3}}, "the actions of pong are 3"),
+        ({"actions": {"pong": "03"}}, "the actions of pong are 03"),
+        ({"actions": [0, 3]}, "names no game"),
         ({"actions": ACTIONS, "unknown": 1}, "unknown=1 must be a share"),
     ],
 )
 def test_bad_settings(settings: dict, told: str) -> None:
+    assert Games({"pong": range(18)}).legal.all()
     with pytest.raises(UserError, match=told):
         micro(games=settings)
 
@@ -161,4 +165,3 @@ def test_a_game_that_validation_does_not_see_is_left_out() -> None:
     means.add("tennis", "loss", torch.tensor([3.0]))
     told = over_games(means.finish())
     assert told == {"pong/loss": 1.0, "tennis/loss": 3.0, "loss": 2.0}
-    assert ()

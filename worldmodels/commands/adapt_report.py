@@ -24,6 +24,8 @@ def main(cfg: DictConfig) -> None:
     from worldmodels.types import UserError
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    if not cfg.callbacks.steps:
+        raise UserError("callbacks.steps=null would leave no points of a curve to judge; leave it out")
     store = open_data(cfg)
     old = {}
     if cfg.old:

@@ -42,7 +42,7 @@ class Games(nn.Module):
         legal[0] = True
         for row, name in enumerate(self.names, 1):
             mine = actions[name]
-            if not mine or not isinstance(mine, list | tuple) or not all(a in range(len(ACTIONS)) for a in mine):
+            if not isinstance(mine, Sequence) or not mine or not all(a in range(len(ACTIONS)) for a in mine):
                 raise UserError(
                     f"the actions of {name} are {mine} and must be indices 0 to {len(ACTIONS) - 1}, one at least"
                 )
