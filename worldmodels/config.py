@@ -170,7 +170,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is no checkpoint of this program; give the path of a best.ckpt or last.ckpt")
     only_models(path, checkpoint["hyper_parameters"]["model"])
     if adapt := checkpoint["hyper_parameters"].pop("adapt", None):
-        checkpoint["state_dict"] = merged(checkpoint["state_dict"], adapt["alpha"] / adapt["rank"])
+        try:
+            checkpoint["state_dict"] = merged(checkpoint["state_dict"], adapt["alpha"] / adapt["rank"])
+        except (KeyError, RuntimeError, TypeError, ZeroDivisionError) as error:
+            raise UserError(f"the low-rank changes in {path} are not whole; fine-tune again") from error
     return checkpoint
 
 

@@ -68,6 +68,9 @@ def test_an_adapter_is_the_fine_tuned_model_beside_its_base_alone(
     assert again["weights_sha256_by_rank"] == figures["weights_sha256_by_rank"]
     assert "finished before" in works(*line, f"out={tmp_path / 'a'}")
     assert load_learner(run / "best.ckpt").hparams["card"]["games"] == ["freeway", "catch"]
+    works("export-model", f"checkpoint={run / 'best.ckpt'}", f"out={tmp_path / 'exported'}")
+    told = (tmp_path / "exported" / "model.json").read_text()
+    assert str(catch_store) not in told and '"replay": {' in told
 
     shutil.copytree(run / "adapter", tmp_path / "adapter")
     alone = f"checkpoint={tmp_path / 'adapter'}"
@@ -138,6 +141,10 @@ def test_few_shot_curves(
         assert (tmp_path / f"{name}.svg").stat().st_size > 0 and (tmp_path / f"{name}.png").stat().st_size > 0
     assert not list(tmp_path.rglob("steps/*.ckpt")), "what has been judged is not kept"
     assert "Already done" in works(*line, "budgets=[4,80]")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, _, err = in_process(*line, "budgets=[80]", "windows=3")  # what would judge again is gone
+    assert (code, err.count("\n")) == (2, 1) and "was judged with windows=4" in err
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     # the runs that are there are found finished, and one that was cut short goes on
     (tmp_path / "80" / "scratch" / "metrics.json").unlink()
     more = works(*line, "budgets=[40,80]")
@@ -157,15 +164,26 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, places: Path, catch_store
         ([f"replay.store={places / 'new'}"], "none of them twice"),
         ([f"replay.store={small}"], "data.transform.size"),
         ([f"replay.store={tmp_path / 'none'}"], "there is no store at"),
+        (["replay.store=[]"], "replay.store names no store"),
+        ([f"data.store={catch_store}"], "by which a run is judged; give store alone"),
     ):
         line = ["finetune", f"checkpoint={places / 'base'}", f"store={places / 'new'}", *FOUR, *settings]
         code, _, err = in_process(*line, f"out={tmp_path / 'out'}")
         assert (code, err.count("\n")) == (2, 1), err
         assert part in err
         assert not list((tmp_path / "out").rglob("*.ckpt"))
+    before = (places / "run" / "metrics.json").read_bytes()
+    for command in ("finetune", "adapt-report"):
+        line = [command, f"checkpoint={places / 'base'}", f"store={places / 'new'}", f"out={places / 'run'}", *SHORT]
+        code, _, err = in_process(*line, *(["budgets=[60]"] if command == "adapt-report" else []))
+        assert (code, err.count("\n")) == (2, 1) and "holds the figures of another command" in err
+    assert (places / "run" / "metrics.json").read_bytes() == before
     code, _, err = in_process("adapt-report", f"checkpoint={places / 'base'}", f"store={places / 'new'}",
                               f"out={tmp_path / 'report'}", *SHORT, "budgets=[1,2]")  # fmt: skip
     assert (code, err.count("\n")) == (2, 1) and "budget=1 holds no two" in err
+    code, _, err = in_process("adapt-report", f"checkpoint={places / 'base'}", f"store={places / 'new'}",
+                              f"out={tmp_path / 'report'}", *SHORT, "callbacks.steps=null")  # fmt: skip
+    assert (code, err.count("\n")) == (2, 1) and "no points of a curve" in err
     assert not (tmp_path / "report").exists()
 
 
@@ -173,7 +191,8 @@ def test_a_run_of_another_method_is_refused(
     works: Callable[..., str], in_process: RUN, places: Path, tmp_path: Path
 ) -> None:
     line = ["finetune", f"checkpoint={places / 'base'}", f"store={places / 'new'}", f"out={tmp_path}", *FOUR]
-    works(*line, "method=bias")
+    works(*line, "learner.adapt.method=bias", "callbacks.stop=null")
+    assert (tmp_path / "finetuned" / "adapter" / "adapter.json").exists()
     best = tmp_path / "finetuned" / "best.ckpt"
     before = best.read_bytes()
     base, tuned = (load_learner(path).model.state_dict() for path in (places / "base", best))

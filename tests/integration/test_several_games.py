@@ -133,6 +133,8 @@ def test_a_checkpoint_without_games_is_as_before(ok, stores: tuple[Path, Path], 
     path = tmp_path / "run" / "last.ckpt"
     stored = torch.load(path, weights_only=True)
     assert stored["hyper_parameters"]["model"].pop("games") is None
+    for name in ("symmetry", "turned"):
+        assert stored["hyper_parameters"]["model"].pop(name) == "none"
     assert not [name for name in stored["state_dict"] if "game" in name]
     torch.save(stored, path)
     same(load_learner(path).state_dict(), stored["state_dict"])
@@ -147,7 +149,8 @@ def test_a_new_game_begins_with_what_games_have_in_common(ok, refused, stores, t
     assert "game='freeway' but the checkpoint" in wrong and "worldmodels finetune" in wrong
     short = [*QUICK, "trainer.max_steps=2", "trainer.val_check_interval=2", "data.length=5", "data.left_padding=4"]
     short += ["data.validation.length=4", "learner.horizons=[1,2]", "horizons=[1,2]", "burn_in=1", "windows=5"]
-    ok("finetune", *given, f"out={tmp_path / 'moved'}", *short, "scratch=false")
+    told = ok("finetune", *given, f"out={tmp_path / 'moved'}", *short, "scratch=false")
+    assert "freeway is none of catch, and learned as a game that the model does not know" in told
     model = load_learner(tmp_path / "moved" / "finetuned" / "best.ckpt").model
     assert model.games.names == ["catch"] and model.start(Store.open(stores[1]).read([[0, 0]], 4))["game"].item() == 0
 
@@ -220,5 +223,7 @@ def test_bad_settings_are_told_in_a_sentence(refused, stores: tuple[Path, Path],
         ("model.games=true", "must be null or have settings, such as model.games={unknown: 0.1}"),
         ("model.games={embed: true}", "unexpected keyword argument 'embed'"),
         ("model.games={actions: {catch: [40]}}", "the actions of catch are [40]"),
+        ("model.games={actions: {catch: [0, 3]}}", "LEFT is no action of catch, which has NOOP, RIGHT"),
     ):
         assert told in refused("train", *plain, setting, both(stores), f"out={tmp_path / 'run'}")
+        assert not list(tmp_path.rglob("metrics.csv")), "and not only where a dream takes it"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.conformance import check_world_model, generator, random_segment
 from tests.unit.test_diffusion import micro
+from worldmodels.data.mixing import Mixture
 from worldmodels.learners.world_model import WorldModelLearner
 from worldmodels.models.denoiser import Denoiser
 from worldmodels.ops.edm import karras_sigmas, sample
@@ -145,11 +146,18 @@ def test_mistakes(setting: str) -> None:
     torch.nn.Module.__init__(learner)
     learner.model = micro(**{setting: "c4"})
     learner.save_hyperparameters({"horizons": [1]})
-    logged = np.array([0, 3, 4, 3])
-    data: Any = SimpleNamespace(validation={"length": 8}, store=SimpleNamespace(column=lambda name: logged))
+
+    def logged(game: str, actions: list[int]) -> Any:
+        return SimpleNamespace(card={"game": game}, column=lambda name: np.array(actions))
+
+    data: Any = SimpleNamespace(validation={"length": 8}, store=logged("pong", [0, 3, 4, 3]))
     with pytest.raises(UserError, match="RIGHT to UP.*symmetry=flip_lr"):
         learner.prepare(data, resumed=False)
-    logged = np.array([0, 2, 3, 4, 5])
+    data.store = object.__new__(Mixture)  # a game's windows are moved to play of that game, whatever others have
+    data.store.stores = [logged("pong", [0, 3, 4]), logged("freeway", [0, 2, 5])]
+    with pytest.raises(UserError, match=r"UP to LEFT.*\[0, 2, 5\]"):
+        learner.prepare(data, resumed=False)
+    data.store = logged("maze", [0, 2, 3, 4, 5])
     learner.prepare(data, resumed=False)
 
 

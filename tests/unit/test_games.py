@@ -8,6 +8,7 @@ import torch
 from tests import conformance
 from tests.unit.test_diffusion import micro
 from worldmodels.imagination import LoggedActions, RandomPolicy, imagine
+from worldmodels.learners.means import GameMeans, over_games
 from worldmodels.models.diffusion import DiffusionWorldModel
 from worldmodels.nn.games import Games
 from worldmodels.types import Segment, UserError, game_key
@@ -145,9 +146,22 @@ def test_the_game_goes_with_a_dream() -> None:
         ({}, "names no game"),
         ({"actions": {"pong": [18]}}, r"the actions of pong are \[18\]"),
         ({"actions": {"pong": []}}, r"the actions of pong are \[\]"),
+        ({"actions": {"pong": 3}}, "the actions of pong are 3"),
+        ({"actions": {"pong": "03"}}, "the actions of pong are 03"),
+        ({"actions": [0, 3]}, "names no game"),
         ({"actions": ACTIONS, "unknown": 1}, "unknown=1 must be a share"),
     ],
 )
 def test_bad_settings(settings: dict, told: str) -> None:
+    assert Games({"pong": range(18)}).legal.all()
     with pytest.raises(UserError, match=told):
         micro(games=settings)
+
+
+def test_a_game_that_validation_does_not_see_is_left_out() -> None:
+    """As the games that are replayed: their figures would be no numbers, which JSON does not know."""
+    means = GameMeans(["pong", "breakout", "tennis"])
+    means.add("pong", "loss", torch.tensor([1.0]))
+    means.add("tennis", "loss", torch.tensor([3.0]))
+    told = over_games(means.finish())
+    assert told == {"pong/loss": 1.0, "tennis/loss": 3.0, "loss": 2.0}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from worldmodels.commands._results import load_fitting, settings_of
 from worldmodels.config import load_learner, plain, read_tensors
-from worldmodels.types import ACTIONS
+from worldmodels.types import ACTIONS, UserError
 
 SCRATCH = {"learner": {"adapt": None}, "data": {"replay": {"store": None}}}
 """What differs where a training begins at random: all weights are trained, and nothing is there to be forgotten."""
@@ -51,10 +51,10 @@ class Move(NamedTuple):
         scratch = name == "scratch"
         # paths in it are relative to `out`
         own = plain(OmegaConf.merge(self.cfg, {"out": str(out)}, SCRATCH if scratch else {}, changes or {}))
-        if own["callbacks"]["stop"]["patience"] is None:
+        if (own["callbacks"].get("stop") or {}).get("patience") is None:
             own["callbacks"]["stop"] = None
         done = fit({**self.settings, **own, "model": self.model}, out, None if scratch else self.start)
-        if done and not scratch and own["method"] != "full":
+        if done and not scratch and (own["learner"].get("adapt") or SCRATCH).get("method", "full") != "full":
             best = read_tensors(out / "best.ckpt")
             numbers = write_adapter(out / "adapter", best, self.base, self.start, own["data"]["transform"])
             print(
@@ -67,10 +67,18 @@ def begin_move(cfg: DictConfig, store: Any) -> Move:
     """The model of `cfg.checkpoint`, ready to be moved to `store`.
 
     Raises:
-        UserError: the checkpoint cannot be read, or the store does not fit it.
+        UserError: the checkpoint cannot be read, the store does not fit it, or `out` has another command's figures.
     """
+    from worldmodels.data.disk import read_json
     from worldmodels.learners.adapting import fit_rewards
 
+    if plain(cfg.data.store) != plain(cfg.store):
+        raise UserError(
+            f"data.store={cfg.data.store} is not store={cfg.store}, by which a run is judged; give store alone"
+        )
+    metrics, mine = Path(cfg.out).absolute() / "metrics.json", "budgets" if "budgets" in cfg else "work"
+    if metrics.exists() and mine not in read_json(metrics):
+        raise UserError(f"{metrics} holds the figures of another command, which stay; give another out=DIR")
     learner = load_fitting(cfg.checkpoint, store, same_game=False)
     base = learner.model.state_dict()
     rows = np.isin(np.repeat(np.arange(len(store.lengths)), store.lengths), store.splits["train"])

@@ -10,6 +10,8 @@ from worldmodels.commands._moving import Move, begin_move, judge
 from worldmodels.commands._results import finished, open_data, write_metrics
 from worldmodels.config import command, plain
 
+RUNS, CURVE = ("finetuned", "scratch"), "curve.json"
+
 
 @command("adapt-report")
 def main(cfg: DictConfig) -> None:
@@ -22,6 +24,8 @@ def main(cfg: DictConfig) -> None:
     from worldmodels.types import UserError
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    if not cfg.callbacks.steps:
+        raise UserError("callbacks.steps=null would leave no points of a curve to judge; leave it out")
     store = open_data(cfg)
     old = {}
     if cfg.old:
@@ -38,13 +42,16 @@ def main(cfg: DictConfig) -> None:
             print(f"left out: {error}")
     if not budgets:
         raise UserError(skipped[min(skipped)])
+    for budget in budgets:
+        for name in RUNS:
+            _kept(out / str(budget) / name, _how(cfg, store))
     move = begin_move(cfg, store)
     if finished(out, settings := move.settings | {"old_uuids": [part.uuid for part in old.values()]}):
         return
     begun = {"new": _judged(cfg.checkpoint, _parts(store), cfg), "old": _judged(cfg.checkpoint, old, cfg)}
     found: dict[str, Any] = {}
     for budget, episodes in budgets.items():
-        runs = {name: _curve(move, name, budget, out, store) for name in ("finetuned", "scratch")}
+        runs = {name: _curve(move, name, budget, out, store) for name in RUNS}
         best = out / str(budget) / "finetuned" / "best.ckpt"
         kept = _judged(best, old, cfg)
         found[str(budget)] = {"episodes": episodes, **compare(runs, begun, kept, cfg.steps)}
@@ -67,9 +74,33 @@ def _judged(checkpoint: str | Path, parts: dict[str, Any], cfg: DictConfig) -> d
     return mean_figures([judge(checkpoint, part, cfg) for part in parts.values()]) if parts else {}
 
 
+def _how(cfg: DictConfig, store: Any) -> dict[str, Any]:
+    """What decides the figures of a checkpoint, beside itself."""
+    return {name: plain(cfg[name]) for name in ("windows", "horizons", "burn_in")} | {"store_uuid": store.uuid}
+
+
+def _kept(folder: Path, how: dict[str, Any]) -> dict[str, Any]:
+    """The points that a run in `folder` was judged at; their checkpoints are gone.
+
+    Raises:
+        UserError: they were judged otherwise.
+    """
+    from worldmodels.data.disk import read_json
+    from worldmodels.types import UserError
+
+    kept = read_json(folder / CURVE) if (folder / CURVE).exists() else {"how": how, "points": {}}
+    if kept.get("how") != how:
+        differ = [f"{name}={value}" for name, value in (kept.get("how") or {}).items() if value != how[name]]
+        raise UserError(
+            f"{folder} was judged with {' and '.join(differ) or 'other settings'}, and the checkpoints that were are "
+            "gone; give the same, or another out=DIR"
+        )
+    return kept["points"]
+
+
 def _curve(move: Move, name: str, budget: int, out: Path, store: Any) -> dict[str, Any]:
     """Train a run, and judge it after every so many steps: `points` by step, and `seconds` a step."""
-    from worldmodels.data.disk import read_json, write_json
+    from worldmodels.data.disk import write_json
     from worldmodels.evaluation.report import training_curves
 
     cfg, folder = move.cfg, out / str(budget) / name
@@ -80,12 +111,12 @@ def _curve(move: Move, name: str, budget: int, out: Path, store: Any) -> dict[st
     done = move.run(name, folder, {"budget": budget, "trainer": trainer, "callbacks": {"steps": {"every": every}}})
     scores = training_curves(folder / "metrics.csv")["val/rollout_psnr_changed"]
     chosen_by = {round((step + 1) / every) * every: score for step, score in zip(*scores, strict=True)}  # from 0 there
-    file = folder / "curve.json"
-    points = read_json(file) if file.exists() else {}
+    how = _how(cfg, store)
+    points = _kept(folder, how) if cfg.resume == "auto" else {}
     for path in sorted((folder / "steps").glob("*.ckpt")):
         if (step := int(path.stem)) in chosen_by:
             points[str(step)] = _judged(path, _parts(store), cfg) | {"validation": chosen_by[step]}
-            write_json(file, points)
+            write_json(folder / CURVE, {"how": how, "points": points})
         path.unlink()
     return {"points": points, "seconds_a_step": done["seconds"] / done["steps"], "trained": done["trained_parameters"]}
 

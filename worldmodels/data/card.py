@@ -116,9 +116,11 @@ def check_compatible(
         if a.get(name) == b.get(name) or (name == "game" and a.get(name) in b.get("games", ())):
             continue
         advice = f"collect or import a store with {name}={b.get(name)!r}, or train a model on this store"
+        theirs = b.get(name)
         if name == "game":
-            advice = f"give a store of {b.get(name)}, or move the model to {a.get(name)} with `worldmodels finetune`"
-        raise UserError(f"the store has {name}={a.get(name)!r} but {what} has {b.get(name)!r}: {mend or advice}")
+            theirs = " and ".join(b.get("games", [theirs]))
+            advice = f"give a store of {theirs}, or move the model to {a.get(name)} with `worldmodels finetune`"
+        raise UserError(f"the store has {name}={a.get(name)!r} but {what} has {theirs!r}: {mend or advice}")
 
 
 def check_episode(card: Card, e: Episode, where: str) -> None:

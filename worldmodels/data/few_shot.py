@@ -81,6 +81,8 @@ class Replay:
                 f"replay.share={share} must be between 0 and 1, and data.batch_size={batch_size} at least 2: a batch "
                 "has windows of either kind"
             )
+        if not further:
+            raise UserError("replay.store names no store; give one, or null for no replay")
         self.store = Mixture([*first, *further], transform)
         self.first = int(self.store.firsts[len(first)])
         """Number of the first episode that is replayed."""

@@ -69,7 +69,7 @@ def fit(
     known = ((stored or {}).get("model", {}).get("games") or {}).get("actions")
     settings = {**settings, "model": told_games(settings["model"], known)}
     if stored is not None:
-        before = {"games": None}  # checkpoints of earlier versions do not have the setting
+        before = {"games": None, "symmetry": "none", "turned": "none"}  # which checkpoints of earlier versions lack
         if before | stored["model"] != before | settings["model"]:
             raise UserError(f"{out} holds a run of another model; give another out=DIR, or resume=never to begin again")
         asked = settings["learner"].get("_target_")
@@ -346,5 +346,5 @@ def quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     known = "does not have many workers|find any LR|save_hyperparameters|LeafSpec|sync_dist|exists and"
-    known += "|infer the batch indices"
+    known += "|infer the batch indices|called before the ``update``"
     warnings.filterwarnings("ignore", f".*({known}).*")

@@ -50,10 +50,11 @@ class GameMeans(nn.Module):
 def over_games(found: Mapping[str, Metrics]) -> Metrics:
     """The figures of one game under their names; of several each by game/name, and by name their mean over games.
 
-    Games count alike; one that validation has seen nothing of counts in no mean.
+    Games count alike; one that validation has seen nothing of, such as a game that is replayed, is left out.
     """
     if len(found) == 1:
         return next(iter(found.values()))
     told = {f"{game}/{name}": value for game, mine in found.items() for name, value in mine.items()}
+    told = {name: value for name, value in told.items() if not value.isnan()}
     names = next(iter(found.values()))
     return told | {name: torch.stack([mine[name] for mine in found.values()]).nanmean() for name in names}

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from worldmodels.config import build
+from worldmodels.data.mixing import logged_actions
 from worldmodels.evaluation.frames import changed_pixels
 from worldmodels.imagination import LoggedActions, imagine
 from worldmodels.learners.adapting import Start, begin_with, checked, layers, restrict
@@ -66,6 +66,7 @@ class WorldModelLearner(Learner):
         adapt: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        adapt = adapt and checked(adapt)  # whole, so that a checkpoint tells how it is merged
         self.save_hyperparameters()
         self.check_settings()
         self.model: Any = build(model)
@@ -80,15 +81,23 @@ class WorldModelLearner(Learner):
             raise UserError(f"learner.lr gives no rate for {sorted(missing)}; the model has {sorted(names)}")
 
     def prepare(self, data: Any, resumed: bool) -> None:
-        """Refuse validation windows that are too short for the horizons, and symmetries that the log's actions lack."""
+        """Refuse validation windows that are too short, and symmetries and games that the log's actions do not fit."""
         horizons, length = self.hparams["horizons"], data.validation["length"]
         if length <= max(horizons):
             raise UserError(
                 f"data.validation.length={length} must be more than the longest of learner.horizons={horizons}"
             )
-        for symmetry in getattr(self.model, "symmetries", ()):
-            if len(symmetry) > 1:
-                action_table(symmetry, np.unique(data.store.column("action")).tolist())
+        symmetries = [symmetry for symmetry in getattr(self.model, "symmetries", ()) if len(symmetry) > 1]
+        games = getattr(self.model, "games", None)
+        for game, actions in logged_actions(data.store).items() if symmetries or games is not None else ():
+            for symmetry in symmetries:
+                action_table(symmetry, actions)
+            if games is None:
+                continue
+            if not games.row(game):
+                print(f"{game} is none of {', '.join(games.names)}, and learned as a game that the model does not know")
+            logged = torch.tensor(actions, device=games.legal.device)
+            games.refuse_illegal(torch.full_like(logged, games.row(game)), logged)
 
     def begin(self, weights: Mapping[str, Tensor]) -> None:
         """Start from these weights of the model, and remember them where it is drawn to them."""

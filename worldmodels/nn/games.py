@@ -31,7 +31,7 @@ class Games(nn.Module):
 
     def __init__(self, actions: Mapping[str, Sequence[int]] | None = None, unknown: float = 0.1) -> None:
         super().__init__()
-        if not actions:
+        if not actions or not isinstance(actions, Mapping) or not all(isinstance(name, str) for name in actions):
             raise UserError(
                 "model.games names no game; leave out its actions, and `worldmodels train` takes them from the stores"
             )
@@ -41,12 +41,12 @@ class Games(nn.Module):
         legal = torch.zeros(1 + len(self.names), len(ACTIONS), dtype=torch.bool)
         legal[0] = True
         for row, name in enumerate(self.names, 1):
-            if not actions[name] or not set(actions[name]) <= set(range(len(ACTIONS))):
+            mine = actions[name]
+            if not isinstance(mine, Sequence) or not mine or not all(a in range(len(ACTIONS)) for a in mine):
                 raise UserError(
-                    f"the actions of {name} are {list(actions[name])} and must be indices 0 to {len(ACTIONS) - 1}, one "
-                    "at least"
+                    f"the actions of {name} are {mine} and must be indices 0 to {len(ACTIONS) - 1}, one at least"
                 )
-            legal[row, list(actions[name])] = True
+            legal[row, [int(action) for action in mine]] = True
         self.register_buffer("legal", legal, persistent=False)
         self.register_buffer("keys", torch.tensor([game_key(name) for name in self.names]), persistent=False)
 

@@ -21,13 +21,15 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from worldmodels import __version__
+from worldmodels.data.card import validate_card
 from worldmodels.data.disk import atomic, disk_errors, make_folder, on_disk, read_json, remove, write_json
 from worldmodels.models.reward import DOUBLINGS, grown
 from worldmodels.types import UserError
 
 ABOUT, WEIGHTS = "adapter.json", "adapter.safetensors"
 FORMAT, VERSION = "worldmodels adapter", 1
-NEEDED = {"sha256": str, "weights_sha256": str, "base_sha256": str, "model": dict, "card": dict, "transform": dict}
+NEEDED = dict.fromkeys(("sha256", "weights_sha256", "base_sha256"), (str,))
+NEEDED |= dict.fromkeys(("model", "card", "transform"), (dict,)) | {"scaling": (int, float)}
 REWARD_HEAD = "reward_model.head.2.weight"
 BASES = ("base", "base.ckpt")
 PEFT = (".base_layer.", ".lora_A.default.", ".lora_B.default.")
@@ -129,17 +131,20 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     """
     about = about_adapter(folder)
     tensors, (model, weights) = _tensors(folder, about), _base(folder, about)
-    before, after = (m.get("reward_model", {}).get("doublings", DOUBLINGS) for m in (model, about["model"]))
-    if after > before:
-        weights[REWARD_HEAD] = grown(weights[REWARD_HEAD], before, after)
-    for name, value in tensors.items():
-        own, _, part = name.partition(".lora_")
-        if own not in weights:
-            raise UserError(f"{folder} changes {own}, which its base does not have; fine-tune again")
-        if not part:
-            weights[own] = value
-        elif part == "A":
-            weights[own] = weights[own] + about["scaling"] * product(value, tensors[f"{own}.lora_B"])
+    try:
+        before, after = (m.get("reward_model", {}).get("doublings", DOUBLINGS) for m in (model, about["model"]))
+        if after > before:
+            weights[REWARD_HEAD] = grown(weights[REWARD_HEAD], before, after)
+        for name, value in tensors.items():
+            own, _, part = name.partition(".lora_")
+            if not part:
+                weights[own] = value  # of another name or shape, it fits no model
+            elif part == "A":
+                weights[own] = weights[own] + about["scaling"] * product(value, tensors[f"{own}.lora_B"])
+    except (KeyError, IndexError, RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"what {folder} changes is not what its base has ({type(error).__name__}: {error}); fine-tune again"
+        ) from error
     return {
         "hyper_parameters": {"model": about["model"], "card": about["card"]},
         "state_dict": {f"model.{name}": value for name, value in weights.items()},
@@ -165,6 +170,7 @@ def about_adapter(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} lacks {missing[0]}, so that nothing can be made of it; fine-tune again")
     if about["sha256"] != _digest(about):
         raise UserError(f"{path} is not as it was written: its own SHA-256 differs; copy it again, or fine-tune again")
+    validate_card(about["card"], f"the dataset card in {path}")
     only_models(path, about["model"])
     return about
 
@@ -191,7 +197,8 @@ def _base(folder: Path, about: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     from worldmodels.config import read_checkpoint
 
     wanted = about["base_sha256"]
-    found = [place / name for place in (folder, folder.parent) for name in BASES if (place / name).exists()]
+    places = [place / name for place in (folder, folder.parent) for name in BASES]
+    found = [place for place in places if place.exists() and place.resolve() != folder.resolve()]
     if not found:
         raise UserError(
             f"the adapter {folder} needs the model that it began with beside it: put the one whose weights have the "

@@ -72,7 +72,10 @@ def recorded(checkpoint: Path, stored: dict[str, Any]) -> dict[str, Any]:
     run["learner"] = {k: v for k, v in stored["hyper_parameters"].items() if k not in PATHS}
     if (config := checkpoint.parent / "config.yaml").is_file():
         settings = plain(OmegaConf.load(config))
-        run["data"] = {k: v for k, v in settings.get("data", {}).items() if k not in ("store", "_target_")}
+        data = settings.get("data", {})
+        run["data"] = {k: v for k, v in data.items() if k not in ("store", "_target_", "replay")}
+        if (data.get("replay") or {}).get("store"):  # the card names the games, and paths are nobody's business
+            run["data"]["replay"] = {"share": data["replay"]["share"]}
         run |= {k: settings[k] for k in ("seed", "checkpoint_sha256") if k in settings}
     if (file := checkpoint.parent / "metrics.json").is_file() and "final" in (figures := read_json(file)):
         run |= {"metrics": {k: v for k, v in figures.items() if k != "weights_sha256_by_rank"}}

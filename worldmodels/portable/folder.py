@@ -25,6 +25,7 @@ from worldmodels import __version__
 from worldmodels.config import HEADS, build, build_policy, only_models
 from worldmodels.data.card import card_digest, validate_card
 from worldmodels.data.disk import atomic, disk_errors, make_folder, on_disk, read_json, write_json
+from worldmodels.portable.adapter import ABOUT as ADAPTER
 from worldmodels.portable.adapter import about_adapter, is_adapter
 from worldmodels.portable.readme import readme
 from worldmodels.types import ACTIONS, Segment, UserError
@@ -171,7 +172,7 @@ def folder_of(path: str | Path) -> Path | None:
     path = Path(path)
     if path.is_dir():
         return path
-    return path.parent if path.name in FILES or path.suffix == ".safetensors" else None
+    return path.parent if path.name in (*FILES, ADAPTER) or path.suffix == ".safetensors" else None
 
 
 def digest_of(path: str | Path) -> str:
