@@ -190,7 +190,10 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, mixed: Path, world_model:
         (["experiment=catch_cloning", f"store={mixed}", "learner.least_ahead=0"], ["least_ahead", "give data.ahead=N"]),
         (["experiment=catch_cloning", f"store={mixed}", "learner.burn_in=-1"], ["learner.burn_in=-1", "at least 0"]),
         (["experiment=catch_cloning", f"store={mixed}", "learner.actions=3"], ["learner.actions=3 must be a list"]),
-        (["experiment=catch_cloning", f"store={mixed}", "learner.actions=[2]"], ["none of the log's", "[0, 3, 4]"]),
+        (
+            ["experiment=catch_cloning", f"store={mixed}", "learner.actions=[2]"],
+            ["none of the log of catch", "[0, 3, 4]"],
+        ),
         (["experiment=catch_offline_q", f"store={mixed}", "learner.steps_ahead=1.5"], ["learner.steps_ahead=1.5"]),
         (["learner=cloning", "model=diffusion", f"store={mixed}"], ["is no policy", "model=actor_critic"]),
     ]

@@ -94,7 +94,7 @@ def test_one_call_is_taught_what_two_of_edm_give(centre):
     middle, sigma = model.centre_of(context), torch.ones(8)
     noisy = torch.zeros_like(middle)
     x, level, wanted, jump = model._jumps(
-        model.few_step, noisy, sigma, frames[:, 4], context, action, middle, None, None, conformance.generator()
+        model.few_step, noisy, sigma, frames[:, 4], context, action, middle, None, None, None, conformance.generator()
     )
     assert jump.sum() == 2
     assert torch.equal(x[jump == 0], noisy[jump == 0]) and torch.equal(wanted[jump == 0], frames[jump == 0, 4])
