@@ -77,3 +77,15 @@ def in_process(
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def ok(in_process: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
+    """The same, which must end well: stdout."""
+
+    def run(*arguments: object) -> str:
+        code, out, err = in_process(*map(str, arguments))
+        assert code == 0, err
+        return out
+
+    return run

@@ -39,36 +39,26 @@ def places(catch_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def works(in_process: RUN) -> Callable[..., str]:
-    def run(*args: str) -> str:
-        code, out, err = in_process(*args)
-        assert code == 0, err
-        return out
-
-    return run
-
-
 def test_an_adapter_is_the_fine_tuned_model_beside_its_base_alone(
-    works: Callable[..., str], in_process: RUN, places: Path, catch_store: Path, tmp_path: Path
+    ok: Callable[..., str], in_process: RUN, places: Path, catch_store: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("peft")
     line = ["finetune", f"checkpoint={places / 'base'}", f"store={places / 'new'}", "method=lora", "lora.rank=2", *FOUR]
     line += ["budget=60", f"replay.store={catch_store}", "l2_start=0.01", "layer_decay=0.8"]
-    shown = works(*line, f"out={tmp_path / 'a'}")
+    shown = ok(*line, f"out={tmp_path / 'a'}")
     assert "rewards up to 40000 are new to the model" in shown
     run = tmp_path / "a" / "finetuned"
     figures = json.loads((run / "metrics.json").read_text())
     assert figures["trained_parameters"] < figures["parameters"] / 2
 
     # killed after two steps and gone on with: the same to the bit
-    works(*line, f"out={tmp_path / 'b'}", "trainer.max_steps=2", "learner.max_steps=4")
-    assert "resuming from" in works(*line, f"out={tmp_path / 'b'}")
+    ok(*line, f"out={tmp_path / 'b'}", "trainer.max_steps=2", "learner.max_steps=4")
+    assert "resuming from" in ok(*line, f"out={tmp_path / 'b'}")
     again = json.loads((tmp_path / "b" / "finetuned" / "metrics.json").read_text())
     assert again["weights_sha256_by_rank"] == figures["weights_sha256_by_rank"]
-    assert "finished before" in works(*line, f"out={tmp_path / 'a'}")
+    assert "finished before" in ok(*line, f"out={tmp_path / 'a'}")
     assert load_learner(run / "best.ckpt").hparams["card"]["games"] == ["freeway", "catch"]
-    works("export-model", f"checkpoint={run / 'best.ckpt'}", f"out={tmp_path / 'exported'}")
+    ok("export-model", f"checkpoint={run / 'best.ckpt'}", f"out={tmp_path / 'exported'}")
     told = (tmp_path / "exported" / "model.json").read_text()
     assert str(catch_store) not in told and '"replay": {' in told
 
@@ -79,8 +69,8 @@ def test_an_adapter_is_the_fine_tuned_model_beside_its_base_alone(
     code, _, err = in_process("quality", alone, *judged, f"out={tmp_path / 'q'}")
     assert (code, err.count("\n")) == (2, 1) and "needs the model that it began with beside it" in err
     shutil.copytree(places / "base", tmp_path / "base")
-    works("quality", alone, *judged, f"out={tmp_path / 'q'}")
-    works("quality", f"checkpoint={run / 'best.ckpt'}", *judged, f"out={tmp_path / 'r'}")
+    ok("quality", alone, *judged, f"out={tmp_path / 'q'}")
+    ok("quality", f"checkpoint={run / 'best.ckpt'}", *judged, f"out={tmp_path / 'r'}")
     one, other = (json.loads((tmp_path / name / "metrics.json").read_text())["psnr_db"] for name in "qr")
     assert one == other
     merged, own = (load_learner(path).model.state_dict() for path in (run / "best.ckpt", tmp_path / "adapter"))
@@ -91,7 +81,7 @@ def test_an_adapter_is_the_fine_tuned_model_beside_its_base_alone(
     assert not torch.equal(base["denoiser.network.conv_in.weight"], merged["denoiser.network.conv_in.weight"])
     size = sum(path.stat().st_size for path in (run / "adapter").iterdir())
     assert size < (run / "best.ckpt").stat().st_size / 4
-    works("export-model", alone, f"out={tmp_path / 'whole'}")
+    ok("export-model", alone, f"out={tmp_path / 'whole'}")
     assert torch.equal(load_learner(tmp_path / "whole").model.state_dict()["reward_model.head.2.weight"],
                        own["reward_model.head.2.weight"])  # fmt: skip
 
@@ -110,21 +100,21 @@ def test_an_adapter_is_the_fine_tuned_model_beside_its_base_alone(
     assert not (tmp_path / "no").exists()
 
 
-def test_training_stops_early_and_stays_stopped(works: Callable[..., str], places: Path, tmp_path: Path) -> None:
+def test_training_stops_early_and_stays_stopped(ok: Callable[..., str], places: Path, tmp_path: Path) -> None:
     line = ["finetune", f"checkpoint={places / 'base'}", f"store={places / 'new'}", f"out={tmp_path}", *SHORT]
     line += ["budget=60", "patience=1", "learner.lr=0.3", "trainer.max_steps=40", "trainer.val_check_interval=2"]
-    works(*line, "scratch=false")
+    ok(*line, "scratch=false")
     figures = json.loads((tmp_path / "finetuned" / "metrics.json").read_text())
     assert figures["stopped_early"] and figures["steps"] < 40
-    assert "finished before" in works(*line, "scratch=false")
+    assert "finished before" in ok(*line, "scratch=false")
 
 
 def test_few_shot_curves(
-    works: Callable[..., str], in_process: RUN, places: Path, catch_store: Path, tmp_path: Path
+    ok: Callable[..., str], in_process: RUN, places: Path, catch_store: Path, tmp_path: Path
 ) -> None:
     line = ["adapt-report", f"checkpoint={places / 'run' / 'best.ckpt'}", f"store={places / 'new'}", *SHORT]
     line += [f"out={tmp_path}", f"old={catch_store}", "method=bias", "steps=4", "points=2", "scratch_times=2"]
-    shown = works(*line, "budgets=[4,80]")
+    shown = ok(*line, "budgets=[4,80]")
     figures = json.loads((tmp_path / "metrics.json").read_text())
     assert "left out: budget=4 holds no two whole episodes" in shown and list(figures["left_out"]) == ["4"]
     assert list(figures["budgets"]) == ["80"]
@@ -140,14 +130,14 @@ def test_few_shot_curves(
     for name in ("few_shot", "curves", "forgetting"):
         assert (tmp_path / f"{name}.svg").stat().st_size > 0 and (tmp_path / f"{name}.png").stat().st_size > 0
     assert not list(tmp_path.rglob("steps/*.ckpt")), "what has been judged is not kept"
-    assert "Already done" in works(*line, "budgets=[4,80]")
+    assert "Already done" in ok(*line, "budgets=[4,80]")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     code, _, err = in_process(*line, "budgets=[80]", "windows=3")  # what would judge again is gone
     assert (code, err.count("\n")) == (2, 1) and "was judged with windows=4" in err
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     # the runs that are there are found finished, and one that was cut short goes on
     (tmp_path / "80" / "scratch" / "metrics.json").unlink()
-    more = works(*line, "budgets=[40,80]")
+    more = ok(*line, "budgets=[40,80]")
     assert more.count("finished before") == 1 and more.count("training until") == 2 and "resuming from" in more
 
 
@@ -188,10 +178,10 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, places: Path, catch_store
 
 
 def test_a_run_of_another_method_is_refused(
-    works: Callable[..., str], in_process: RUN, places: Path, tmp_path: Path
+    ok: Callable[..., str], in_process: RUN, places: Path, tmp_path: Path
 ) -> None:
     line = ["finetune", f"checkpoint={places / 'base'}", f"store={places / 'new'}", f"out={tmp_path}", *FOUR]
-    works(*line, "learner.adapt.method=bias", "callbacks.stop=null")
+    ok(*line, "learner.adapt.method=bias", "callbacks.stop=null")
     assert (tmp_path / "finetuned" / "adapter" / "adapter.json").exists()
     best = tmp_path / "finetuned" / "best.ckpt"
     before = best.read_bytes()

@@ -39,16 +39,6 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def ok(in_process: RUN) -> Callable[..., str]:
-    def run(*arguments: str) -> str:
-        code, out, err = in_process(*arguments)
-        assert code == 0, err
-        return out
-
-    return run
-
-
-@pytest.fixture
 def trained(ok: Callable[..., str], log: Path, tmp_path: Path) -> Path:
     settings = ["experiment=catch_muzero", f"store={log}", f"out={tmp_path / 'run'}", *FAST]
     ok("train", *settings, "trainer.max_steps=4")

@@ -42,16 +42,6 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def ok(in_process: RUN) -> Callable[..., str]:
-    def run(*arguments: object) -> str:
-        code, out, err = in_process(*map(str, arguments))
-        assert code == 0, err
-        return out
-
-    return run
-
-
-@pytest.fixture
 def refused(in_process: RUN) -> Callable[..., str]:
     def run(*arguments: object) -> str:
         code, _, err = in_process(*map(str, arguments))

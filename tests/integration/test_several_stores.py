@@ -41,16 +41,6 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def works(in_process: RUN) -> Callable[..., str]:
-    def run(*args: str) -> str:
-        code, out, err = in_process(*args)
-        assert code == 0, err
-        return out
-
-    return run
-
-
-@pytest.fixture
 def refused(in_process: RUN) -> Callable[..., str]:
     def run(*args: str) -> str:
         code, _, err = in_process(*args)
@@ -64,15 +54,15 @@ def metrics(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_frames_are_as_the_checkpoint_was_trained(works, refused, stores: dict[str, Path], tmp_path: Path) -> None:
+def test_frames_are_as_the_checkpoint_was_trained(ok, refused, stores: dict[str, Path], tmp_path: Path) -> None:
     big, small = stores["big"], stores["small"]
-    works("train", "experiment=catch", f"store={big}", f"out={tmp_path / 'grey'}", *SHORT, *GREY)
+    ok("train", "experiment=catch", f"store={big}", f"out={tmp_path / 'grey'}", *SHORT, *GREY)
     given = [f"checkpoint={tmp_path / 'grey' / 'best.ckpt'}", f"store={big}"]
-    works("quality", *given, f"out={tmp_path / 'judged'}", *JUDGE)
+    ok("quality", *given, f"out={tmp_path / 'judged'}", *JUDGE)
     assert metrics(tmp_path / "judged")["settings"]["data"]["transform"] == {"size": 20, "colour": "gray"}
-    assert "Already done" in works("quality", *given, f"out={tmp_path / 'judged'}", *JUDGE, *GREY[:2])
+    assert "Already done" in ok("quality", *given, f"out={tmp_path / 'judged'}", *JUDGE, *GREY[:2])
 
-    works("imagine", *given, f"out={tmp_path / 'dreams'}", *DREAM)
+    ok("imagine", *given, f"out={tmp_path / 'dreams'}", *DREAM)
     arrays = np.load(tmp_path / "dreams" / "logged.npz")
     real = Transform(20, "gray")(Store.open(big).read(arrays["start"], 3)).obs[:, 1:]
     np.testing.assert_array_equal(arrays["real_obs"], real)
@@ -87,7 +77,7 @@ def test_frames_are_as_the_checkpoint_was_trained(works, refused, stores: dict[s
     out = tmp_path / "moved"
     short = [*SHORT, "data.length=5", "data.left_padding=4", "data.validation.length=4", "learner.horizons=[1,2]"]
     short += ["horizons=[1,2]", "burn_in=1", "windows=5"]
-    works("finetune", given[0], f"store=[{big},{small}]", f"out={out}", *short)
+    ok("finetune", given[0], f"store=[{big},{small}]", f"out={out}", *short)
     found = metrics(out)
     assert list(found["stores"]) == [str(big), str(small)]
     for name in ("finetune_psnr_db", "scratch_psnr_changed_db"):
@@ -96,19 +86,19 @@ def test_frames_are_as_the_checkpoint_was_trained(works, refused, stores: dict[s
     assert (out / "curves.svg").is_file() and len(found["psnr_changed_static_db"]) == 11
 
 
-def test_several_stores_are_judged_one_by_one(works, refused, stores: dict[str, Path], tmp_path: Path) -> None:
+def test_several_stores_are_judged_one_by_one(ok, refused, stores: dict[str, Path], tmp_path: Path) -> None:
     big, other = stores["big"], stores["other"]
     both, size = f"store=[{big},{other}]", "data.transform.size=20"
-    works("train", "experiment=catch", both, f"out={tmp_path / 'run'}", *SHORT, size)
+    ok("train", "experiment=catch", both, f"out={tmp_path / 'run'}", *SHORT, size)
     given = f"checkpoint={tmp_path / 'run' / 'best.ckpt'}"
-    shown = works("quality", given, both, f"out={tmp_path / 'both'}", *JUDGE)
+    shown = ok("quality", given, both, f"out={tmp_path / 'both'}", *JUDGE)
     together = metrics(tmp_path / "both")
     films = ("logged", "other_actions")
     pictures = ["psnr_K.svg", "quality_K.svg", "reliability_K.svg", *(f"strip_{name}_K.png" for name in films)]
     pictures += [f"{name}_K.{kind}" for name in films for kind in ("mp4", "gif")]
     names = {name.replace("K", k) for name in pictures for k in "12"}
     assert {p.name for p in (tmp_path / "both").iterdir()} == names | {"metrics.json"}
-    works("quality", given, f"store={other}", f"out={tmp_path / 'alone'}", *JUDGE)
+    ok("quality", given, f"store={other}", f"out={tmp_path / 'alone'}", *JUDGE)
     alone = {k: v for k, v in metrics(tmp_path / "alone").items() if k not in ("settings", "seconds")}
     a, b = together["stores"].values()
     assert together["stores"][str(other)] == alone and a["game"] == "catch" and b["game"] == "freeway"
@@ -123,8 +113,8 @@ def test_several_stores_are_judged_one_by_one(works, refused, stores: dict[str, 
     assert "there is no store at" in wrong
 
 
-def test_a_checkpoint_of_whole_frames_needs_to_be_told(works, refused, stores: dict[str, Path], tmp_path: Path) -> None:
-    works("train", "experiment=catch", f"store={stores['small']}", f"out={tmp_path / 'run'}", *SHORT)
+def test_a_checkpoint_of_whole_frames_needs_to_be_told(ok, refused, stores: dict[str, Path], tmp_path: Path) -> None:
+    ok("train", "experiment=catch", f"store={stores['small']}", f"out={tmp_path / 'run'}", *SHORT)
     given, out, size = (
         f"checkpoint={tmp_path / 'run' / 'best.ckpt'}",
         f"out={tmp_path / 'out'}",
@@ -133,7 +123,7 @@ def test_a_checkpoint_of_whole_frames_needs_to_be_told(works, refused, stores: d
     for command, settings in {"quality": JUDGE, "imagine": DREAM, "finetune": SHORT}.items():
         wrong = refused(command, given, f"store={stores['big']}", out, *settings)
         assert "obs.height=40 but the checkpoint" in wrong and "has 20: give data.transform.size=" in wrong
-    works("imagine", given, f"store=[{stores['big']},{stores['small']}]", out, *DREAM, size)
+    ok("imagine", given, f"store=[{stores['big']},{stores['small']}]", out, *DREAM, size)
     assert len(Store.open(tmp_path / "out" / "store").lengths) == 6
     wrong = refused("quality", given, f"store=[{stores['big']},{stores['other']}]", out, *JUDGE, size)
     assert "game='freeway' but the checkpoint" in wrong and "has 'catch'" in wrong
