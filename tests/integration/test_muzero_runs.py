@@ -19,7 +19,8 @@ from worldmodels.data.targets import COLUMNS
 from worldmodels.learners.acting import muzero_policy
 from worldmodels.learners.muzero import load_muzero, searching
 from worldmodels.learners.reanalysing import reanalyse
-from worldmodels.portable.folder import _digest, load_model
+from worldmodels.portable.adapter import own_digest
+from worldmodels.portable.folder import load_model
 from worldmodels.types import UserError
 
 RUN = Callable[..., tuple[int, str, str]]
@@ -138,7 +139,7 @@ def test_a_portable_folder_is_the_checkpoint(ok: Callable[..., str], log: Path, 
         found.append((played, columns))
     assert found[0] == found[1]
     about["run"]["learner"].pop("search")
-    about["sha256"] = _digest(about)
+    about["sha256"] = own_digest(about)
     (folder / "model.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match="lacks search in its run"):
         load_model(folder)

@@ -21,8 +21,9 @@ from worldmodels.data.store import Store
 from worldmodels.imagination import RandomPolicy, imagine
 from worldmodels.learners.fit import fit
 from worldmodels.learners.policy import load_policy
+from worldmodels.portable.adapter import own_digest
 from worldmodels.portable.export import export_model
-from worldmodels.portable.folder import _digest, describe, load_model, read_starts
+from worldmodels.portable.folder import describe, load_model, read_starts
 from worldmodels.types import ACTIONS, UserError
 
 RUN = Callable[..., tuple[int, str, str]]
@@ -147,7 +148,7 @@ def test_a_figure_that_is_no_number_is_none() -> None:
 def rewrite(folder: Path, **changes: object) -> None:
     """Change model.json as one would who wants it to be believed: its own hash is mended."""
     about = json.loads((folder / "model.json").read_text()) | changes
-    (folder / "model.json").write_text(json.dumps(about | {"sha256": _digest(about)}))
+    (folder / "model.json").write_text(json.dumps(about | {"sha256": own_digest(about)}))
 
 
 def _other_weights(folder: Path) -> None:

@@ -113,7 +113,7 @@ def write_adapter(
         "transform": dict(transform),
         "weights_sha256": hashlib.sha256(content).hexdigest(),
     }
-    about["sha256"] = _digest(about)
+    about["sha256"] = own_digest(about)
     remove(out)
     make_folder(out.parent)
     with disk_errors(out), atomic(out) as tmp:
@@ -168,7 +168,7 @@ def about_adapter(folder: Path) -> dict[str, Any]:
         )
     if missing := [name for name, kind in NEEDED.items() if not isinstance(about.get(name), kind)]:
         raise UserError(f"{path} lacks {missing[0]}, so that nothing can be made of it; fine-tune again")
-    if about["sha256"] != _digest(about):
+    if about["sha256"] != own_digest(about):
         raise UserError(f"{path} is not as it was written: its own SHA-256 differs; copy it again, or fine-tune again")
     validate_card(about["card"], f"the dataset card in {path}")
     only_models(path, about["model"])
@@ -215,6 +215,7 @@ def _base(folder: Path, about: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     return stored["hyper_parameters"]["model"], weights
 
 
-def _digest(about: Mapping[str, Any]) -> str:
+def own_digest(about: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, of all that model.json or adapter.json says, but for this number."""
     text = json.dumps({k: v for k, v in about.items() if k != "sha256"}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

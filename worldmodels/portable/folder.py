@@ -26,7 +26,7 @@ from worldmodels.config import HEADS, build, build_policy, only_models
 from worldmodels.data.card import card_digest, validate_card
 from worldmodels.data.disk import atomic, disk_errors, make_folder, on_disk, read_json, write_json
 from worldmodels.portable.adapter import ABOUT as ADAPTER
-from worldmodels.portable.adapter import about_adapter, is_adapter
+from worldmodels.portable.adapter import about_adapter, is_adapter, own_digest
 from worldmodels.portable.readme import readme
 from worldmodels.types import ACTIONS, Segment, UserError
 
@@ -141,7 +141,7 @@ def write_model(out: Path, about: About, weights: Mapping[str, Tensor], starts: 
         data[STARTS] = _bytes(columns)
     about = about | {"parameters": sum(value.numel() for value in weights.values())}
     about["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in data.items()}
-    about["sha256"] = _digest(about)
+    about["sha256"] = own_digest(about)
     if vacant(out, about):
         make_folder(out.parent)
         with disk_errors(out), atomic(out) as tmp:
@@ -209,7 +209,7 @@ def read_about(folder: Path) -> About:
         )
     if missing := [name for name, kind in NEEDED.items() if not isinstance(about.get(name), kind)]:
         raise UserError(f"{path} lacks {missing[0]}, so that nothing can be built; export or pull the model again")
-    if about["sha256"] != _digest(about):
+    if about["sha256"] != own_digest(about):
         raise UserError(f"{path} is not as it was written: its own SHA-256 differs; export or pull the model again")
     validate_card(about["card"], f"the dataset card in {path}")
     if about.get("card_sha256") != card_digest(about["card"]):
@@ -312,9 +312,3 @@ def _tensors(folder: Path, about: About, name: str) -> dict[str, Tensor]:
         return load(content)
     except SafetensorError as error:
         raise UserError(f"{path} is no safetensors file ({error}); export or pull the model again") from error
-
-
-def _digest(about: About) -> str:
-    """SHA-256 of all that model.json says, but for this number."""
-    text = json.dumps({k: v for k, v in about.items() if k != "sha256"}, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
