@@ -5,7 +5,8 @@ frames of 32x32, their pixels folded by two, on three levels. It is trained for 
 Pong, one after the other on one thread: `edm` as it is; `few_step` learns to jump as well; `few_step_noise` has noisy
 context besides. Judged are open-loop rollouts of held-out play by PSNR on changed pixels, and films of 1,000 imagined
 steps under logged actions by how far they are from real frames. Pictures of these are written to --out: a film that
-stays near real frames may still show no ball. The store is kept in data/benchmarks.
+stays near real frames may still show no ball. The store and each denoiser that is trained are kept in data/benchmarks:
+what is killed goes on with the model that it was at.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from benchmarks.results import publish
 from worldmodels import hardware
 from worldmodels.config import build, conf_dir, plain, sized
 from worldmodels.data.collecting import collect
+from worldmodels.data.disk import atomic
 from worldmodels.data.sampling import WindowSampler
 from worldmodels.data.sources.atari_play import atari_card, atari_play
 from worldmodels.data.store import Store
@@ -40,7 +42,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "few_step_noise": {"few_step": FEW_STEP, "context_noise": 0.2},
 }
 CALLS = {"edm": (3, 1), "few_step": (3, 1), "few_step_noise": (3, 1)}  # network calls a frame
-QUICK, SECONDS = 180, 1800  # of CPU time for each model
+QUICK, SECONDS = 180, 1200  # of CPU time for each model
 SIZE, LEVELS = 32, {"channels": [32] * 3, "depths": [1] * 3, "attention": [False] * 3, "patch": 2}
 BATCH, RATE, WARMUP = 8, 1e-3, 100
 HORIZONS, BURN_IN, WINDOWS = (1, 8, 16), 8, 64
@@ -77,12 +79,19 @@ def model_of(changes: dict[str, Any]) -> DiffusionWorldModel:
     return build(sized(plain(cfg)))
 
 
-def train(store: Store, changes: dict[str, Any], seconds: float) -> tuple[DiffusionWorldModel, int]:
-    """A denoiser after so many seconds of CPU time, its rate falling to 0 with them, and the number of its steps."""
-    model = model_of(changes)
+def train(store: Store, changes: dict[str, Any], seconds: float, kept: Path) -> tuple[DiffusionWorldModel, int]:
+    """A denoiser after so many seconds of CPU time, its rate falling to 0 with them, and the number of its steps.
+
+    It is read from the file `kept` where that is there, and left there otherwise.
+    """
+    model, bf16 = model_of(changes), hardware.precision("auto") == "bf16-mixed"
+    if kept.exists():
+        state, steps = torch.load(kept, weights_only=True)
+        model.denoiser.load_state_dict(state)
+        return (model.quicken() if bf16 else model.eval()), steps
     sampler = WindowSampler(store, store.splits["train"], BATCH, model.min_length)
     optimizer = torch.optim.AdamW(decay_groups(model.denoiser, 1e-2), lr=RATE, fused=True)
-    bf16, generator, steps = hardware.precision("auto") == "bf16-mixed", torch.Generator().manual_seed(0), 0
+    generator, steps = torch.Generator().manual_seed(0), 0
     start = time.process_time()
     while (spent := (time.process_time() - start) / seconds) < 1:
         optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = (
@@ -98,6 +107,8 @@ def train(store: Store, changes: dict[str, Any], seconds: float) -> tuple[Diffus
         steps += 1
         if steps % 100 == 0:
             print(f"  step {steps}, {100 * spent:.0f} %, loss {loss.item():.4f}", flush=True)
+    with atomic(kept) as temporary:
+        torch.save((model.denoiser.state_dict(), steps), temporary)
     return (model.quicken() if bf16 else model.eval()), steps
 
 
@@ -173,6 +184,7 @@ def judge(model: DiffusionWorldModel, store: Store, real: Real, pictures: Path |
         max, zip(*told.values(), strict=True)
     )
     if pictures:
+        pictures.mkdir(parents=True, exist_ok=True)
         rows = {
             f"{label} {k}": x for k in range(2) for label, x in (("dream", film[k]), ("real", window.obs[k, BURN_IN:]))
         }
@@ -188,11 +200,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     hardware.tune_allocator()
-    store = play(Path("data", "benchmarks"), 20_000)
+    root, seconds = Path("data", "benchmarks"), QUICK if options.quick else SECONDS
+    store = play(root, 20_000)
     real = real_frames(store)
     figures = baselines(store, real)
     for name, changes in MODELS.items():
-        model, figures[f"{name}_train_steps"] = train(store, changes, QUICK if options.quick else SECONDS)
+        kept = root / f"few-step-{name}-{seconds}.pt"
+        model, figures[f"{name}_train_steps"] = train(store, changes, seconds, kept)
         for calls in CALLS[name]:
             model.sampler["steps"] = calls
             figures |= judge(model, store, real, options.out, f"{name}_{calls}_calls")
