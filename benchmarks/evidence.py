@@ -8,14 +8,14 @@ one of github.com/eloialonso/diamond (measured against commit 5bcd159). Parts:
   learns rewards and ends and is validated within its budget, the reference learns frames alone.
 - ddpm: EDM beside DDPM, see ddpm.py.
 - calls: 1, 2, 3 and 5 network calls a frame of `tiny` (the one of `reference`) and of `small`.
-- memory: `tiny` beside itself without its memory, both trained for the same CPU time.
-- regressor: `tiny` beside a deterministic regressor of the same size, likewise.
-- unet2d: the backbone of `tiny` beside diffusers' UNet2DModel, likewise (both without a memory, which it cannot take).
+- changes: `tiny` with one change beside the same without it, all trained for the same CPU time: without its memory;
+  as a deterministic regressor of the same size; with diffusers' UNet2DModel as backbone, neither having a memory, which
+  that cannot take.
 
 All is chosen on validation episodes: ours keeps the best of its checkpoints, the reference the best of several states
 of its weights and of 1, 2 and 3 network calls. The test episodes are opened once, at the end of a part.
 Everything is kept in data/benchmarks/evidence (evidence-quick): what is killed goes on, what is done is not done again.
-A whole run takes about six hours of CPU time; parts can be run one by one, and without a part all are.
+A whole run takes about five hours of CPU time; parts can be run one by one, and without a part all are.
 """
 
 import argparse
@@ -62,7 +62,7 @@ class Scale(NamedTuple):
 FULL = Scale(
     steps={"pong": 60_000, "breakout": 40_000},
     budget={"pong": 3600.0, "breakout": 1800.0},
-    small_budget=3600.0,
+    small_budget=2400.0,
     change_budget=600.0,
     turn=240.0,
     windows=128,
@@ -208,23 +208,26 @@ def by_calls(bench: Bench) -> dict[str, Any]:
     return figures
 
 
-def one_change(bench: Bench, other: str) -> dict[str, Any]:
-    """Rollouts of `tiny` and of the same with one change, trained in turns for the same CPU time."""
-    store, change = bench.store("pong"), CHANGES[other]
-    trainings = {
-        name: ours(experiment, store.path, bench.folder / f"{other}-{name}", bench.scale.change_budget, *settings)
-        for name, experiment, settings in (
-            ("ours", "pong_tiny", change.both),
-            (other, change.experiment, change.both + change.settings),
-        )
-    }
+def changes(bench: Bench) -> dict[str, Any]:
+    """Rollouts of `tiny` and of changed ones, trained in turns for the same CPU time, each beside what it changes."""
+    store = bench.store("pong")
+
+    def training(name: str, change: Change) -> Training:
+        out = bench.folder / f"changed-{name}"
+        return ours(change.experiment, store.path, out, bench.scale.change_budget, *change.settings)
+
+    trainings = {name: training(name, change) for name, change in CHANGES.items()}
     take_turns(list(trainings.values()), bench.scale.turn)
     models = {name: best(training) for name, training in trainings.items()}
-    figures = compared(judged(models["ours"], store, bench.scale.windows, models[other]), other)
+    figures: dict[str, Any] = {"horizons": list(HORIZONS)}
     for name, training in trainings.items():
         parameters = sum(p.numel() for p in models[name].denoiser.parameters())
         figures |= {f"{name}_steps": training.spent().steps, f"{name}_cpu": round(training.spent().cpu, 1)}
         figures[f"{name}_denoiser_parameters"] = parameters
+        if of := CHANGES[name].of:
+            pair = compared(judged(models[of], store, bench.scale.windows, models[name]), name)
+            pair = {k: v for k, v in pair.items() if "best_blend" not in k or k.startswith("best_blend")}
+            figures |= {k.replace("ours_", f"{of}_").replace("gain_over", f"{of}_over"): v for k, v in pair.items()}
     return figures
 
 
@@ -239,10 +242,10 @@ def against_ddpm(bench: Bench) -> dict[str, Any]:
 
 
 class Change(NamedTuple):
-    """What differs from experiment=pong_tiny: in the other training, and in both."""
+    """What differs from `tiny`, and beside which other run it is judged, if any."""
 
+    of: str | None = None
     settings: tuple[str, ...] = ()
-    both: tuple[str, ...] = ()
     experiment: str = "pong_tiny"
 
 
@@ -251,9 +254,10 @@ NETWORK = f"{DENOISER}.network"
 NO_MEMORY = (f"{DENOISER}.memory=null", "data.length=6", "data.left_padding=0")
 UNET2D = (f"{NETWORK}.backbone=unet2d", f"{NETWORK}.channels=[48,48]", f"+{NETWORK}.depths=[1,1]")
 CHANGES = {
-    "memory": Change(settings=NO_MEMORY),
-    "regressor": Change(experiment="pong_tiny_regressor"),
-    "unet2d": Change(settings=(*UNET2D, f"+{NETWORK}.attention=[false,false]"), both=NO_MEMORY),
+    "tiny": Change(),
+    "no_memory": Change("tiny", NO_MEMORY),
+    "regressor": Change("tiny", experiment="pong_tiny_regressor"),
+    "unet2d": Change("no_memory", (*NO_MEMORY, *UNET2D, f"+{NETWORK}.attention=[false,false]")),
 }
 
 Part = Callable[[Bench], dict[str, Any]]
@@ -261,7 +265,7 @@ PARTS: dict[str, dict[str, Part]] = {
     "reference": {game: partial(against_reference, game=game) for game in ("pong", "breakout")},
     "ddpm": {"pong": against_ddpm},
     "calls": {"pong": by_calls},
-    **{name: {"pong": partial(one_change, other=name)} for name in CHANGES},
+    "changes": {"pong": changes},
 }
 
 

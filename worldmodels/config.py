@@ -299,6 +299,10 @@ def _fail(sentence: str) -> None:
 
 def _mistyped(config_name: str) -> str | None:
     """Names the setting whose value is of another kind than its default, which is then to blame for an exception."""
+    for group, _, value in (argument.partition("=") for argument in _groups_chosen()):
+        if value == "null":
+            choices = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+            return f"{group}=null chooses no file of settings; leave it out, or choose one of {', '.join(choices)}"
     try:
         usual = dotted(_compose(config_name, _groups_chosen()))
         given = dotted(_compose(config_name, [a for a in sys.argv[1:] if "=" in a and not a.startswith("-")]))

@@ -49,6 +49,7 @@ def test_list_of_commands(in_process: RUN) -> None:
         (["train", "experiment=catch", "out=x", "resume=maybe"], ["resume=maybe", "auto or never"]),
         (["train", "experiment=catch", "out=/dev/null/x"], ["/dev/null", "another folder"]),
         (["train", "experiment=catch", "out="], ["'out' is empty"]),
+        (["train", "experiment=catch", "out=x", "callbacks=null"], ["callbacks=null chooses no", "default, policy"]),
         (["train", "experiment=catch", "store=[1", "out=x"], ["cannot read 'store=[1'"]),
         (["train", "experiment=catch", "store=S", "out=/proc/x"], ["no folder can be made at /proc/x"]),
         (["collect", "game=catch", "store=/proc/x"], ["no folder can be made at /proc/x"]),
