@@ -3,24 +3,26 @@
 Legend: B batch, L frames of context, C colour channels, H and W pixels.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 from worldmodels.types import Metrics, Segment, State, Step
 
 
-class FramesOnly(nn.Module):
+class FramesOnly(nn.Module, ABC):
     """A `WorldModel` that keeps the last L frames and actions; children say how the next frame is made and learned."""
 
     context = 4
 
+    @abstractmethod
     def loss(self, segment: Segment, generator: torch.Generator | None = None) -> tuple[Tensor, Metrics]:
         """As `WorldModel.loss`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def next_frame(self, frames: Tensor, action: Tensor, generator: torch.Generator | None) -> Tensor:
         """The next frame (B, C, H, W) uint8 after `frames` (B, L, C, H, W) uint8 and actions (B, L) int64."""
-        raise NotImplementedError
 
     def start(self, context: Segment) -> State:
         """State after the last frame of `context`, which has at least L of them."""
