@@ -72,6 +72,9 @@ class EMA(WeightAveraging):
 class LastCheckpoint(Checkpoint):
     """Keeps the newest state in one file: every so many steps, after validation, at the end, and when interrupted.
 
+    The first step is written, too: should anything break the weights before the next is due, there is a file to go on
+    from.
+
     Args:
         path: the file.
         every: optimizer steps between two writes.
@@ -83,7 +86,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Write when due; with accumulated gradients a step spans many batches and is written once."""
         step = trainer.global_step
-        if step != self._saved and (step % self.every == 0 or step == trainer.max_steps):
+        if step != self._saved and (step % self.every == 0 or step in (1, trainer.max_steps)):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

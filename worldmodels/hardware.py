@@ -15,7 +15,7 @@ import torch
 from worldmodels.types import UserError
 
 GIB = 2**30
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 
 def cores() -> int:
@@ -83,12 +83,14 @@ def precision(name: str = "auto", device: str = "cpu") -> str:
     """Lightning's precision: `auto` is "bf16-mixed" where the hardware multiplies it, else "32-true".
 
     Raises:
-        UserError: it is unknown, or bfloat16 is asked for where it would be emulated.
+        UserError: it is unknown, bfloat16 is asked for where it would be emulated, or float16 on a CPU.
     """
     if name not in PRECISIONS:
         raise UserError(f"precision '{name}' is unknown; choose one of {', '.join(PRECISIONS)}")
     if name.startswith("bf16") and not has_bf16(device):
         raise UserError(f"precision={name} needs bfloat16, which this machine's {device} lacks; use auto or 32-true")
+    if name == "16-mixed" and device == "cpu":  # Lightning would take bfloat16 in its place
+        raise UserError("precision=16-mixed is for GPUs alone; use auto or 32-true")
     if name != "auto":
         return name
     return "bf16-mixed" if has_bf16(device) else "32-true"
@@ -136,6 +138,7 @@ def compile_in_place(networks: Sequence[torch.nn.Module], setting: bool | str = 
         reason = str(error).strip().partition("\n")[0]
         print(f"warning: training goes on uncompiled, as torch.compile failed here: {reason}", file=sys.stderr)
         return False
+    torch._dynamo.config.suppress_errors = True  # what passes the probe may still hold a part that does not compile
     for network in networks:
         network.compile(dynamic=False)
     return True

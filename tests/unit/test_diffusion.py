@@ -16,6 +16,8 @@ from worldmodels.ops.edm import SCHEDULERS, preconditioners
 from worldmodels.types import UserError
 
 SIZES = ("tiny", "small", "paper")
+HIGH = {"high_share": 0.5}
+NOISE = {"loc": -0.4, "scale": 1.2, "sigma_min": 2e-3, "sigma_max": 20.0}
 NETWORK = {"context": 4, "cond_channels": 16, "channels": [8], "depths": [1], "attention": [False]}
 
 
@@ -369,7 +371,7 @@ def test_learns_a_moving_square():
     [
         ({"denoiser": {"centre": "first"}}, "allowed are 'none', 'last' and 'moved'"),
         ({"denoiser": {"padding": "white"}}, "allowed are 'grey' and 'black'"),
-        ({"sampler": {"sigma_max": 30.0}}, "sigma_max=30.0 must rise within what"),
+        ({"sampler": {"sigma_max": 30.0}}, "sigma_max=30 .churn included. must rise within what"),
         ({"sampler": {"sigma_min": 0.0}}, "sampler.sigma_min=0.0"),
         ({"sampler": {"sigma_min": 6.0}}, "sampler.sigma_min=6.0"),
         (
@@ -387,11 +389,45 @@ def test_learns_a_moving_square():
         ({"sampler": {"start": "two"}}, "sampler.start is 'two'; allowed are 'unit', 'sigma'"),
         ({"sampler": {"scheduler": "DDIM"}}, "allowed are None, 'EDMEulerScheduler'"),
         ({"denoiser": {"network": NETWORK | {"patch": 3}}}, "does not divide"),
+        ({"denoiser": {"network": NETWORK | {"context": 3}}}, "context is 3; it must be a whole number that divides"),
+        ({"denoiser": {"network": NETWORK | {"context": 0}}}, "context is 0; it must be a whole number that divides"),
+        ({"denoiser": {"rollout": -1}}, "denoiser.rollout is -1; it must be a whole number of at least 0"),
+        ({"denoiser": {"sigma_data": 0.0}}, "sigma_data is 0.0; it must be above 0"),
+        ({"denoiser": {"noise": NOISE | {"sigma_min": -1.0}}}, "noise.sigma_min=-1.0 and sigma_max=20.0 must rise"),
+        ({"denoiser": {"noise": NOISE | {"high_share": 2}}}, "noise.high_share=2 must be from 0 to 1"),
+        ({"denoiser": {"noise": NOISE | HIGH | {"high_range": [0, 7]}}}, r"high_range=\[0, 7\] must be two rising"),
+        ({"denoiser": {"noise": NOISE | HIGH | {"high_range": [1, 30]}}}, "within sigma_min=0.002 to sigma_max=20.0"),
+        ({"denoiser": {"noise": {"sigma_min": 2e-3, "sigma_max": 20.0, "scale": 1.2}}}, "'loc' is missing"),
+        ({"denoiser": {"noise": NOISE | {"locc": 1.0}}}, "'locc' is unknown"),
+        ({"sampler": {"rho": 0}}, "sampler.rho is 0; it must be above 0"),
+        ({"sampler": {"sigma_max": 16.0, "churn": {"amount": 1.0}}}, "sigma_max=22.6274 .churn included. must rise"),
     ],
 )
 def test_bad_settings(change, message):
     with pytest.raises(UserError, match=message):
         micro(**change)
+
+
+@pytest.mark.parametrize("start", ["unit", "sigma"])
+def test_where_the_sampler_starts(start, monkeypatch):
+    """At noise of deviation sigma_max about the centre; DIAMOND starts at unit noise about nothing."""
+    model = micro(denoiser={"centre": "last"}, sampler={"start": start, "steps": 1}).eval()
+    segment, seen = conformance.random_segment(2, 5, 3, 16), []
+    predict = model.denoiser.predict
+    monkeypatch.setattr(model.denoiser, "predict", lambda x, *rest: seen.append(x) or predict(x, *rest))
+    model.step(model.start(segment), segment.action[:, -1], conformance.generator())
+    noise = torch.randn((2, 3, 16, 16), generator=conformance.generator())
+    centre = to_float(segment.obs[:, -1])
+    assert torch.allclose(seen[0] + centre, noise if start == "unit" else 5.0 * noise + centre, atol=1e-5)
+
+
+def test_one_frame_of_context_beside_a_memory():
+    network = NETWORK | {"context": 1, "channels": [8], "depths": [1], "attention": [False]}
+    model = micro(denoiser={"network": network, "memory": {"cells": 2, "hidden": 8, "order": 4, "window": 8}}).eval()
+    segment = conformance.random_segment(2, 5, 3, 16)
+    model.loss(segment)[0].backward()
+    state, _ = model.step(model.start(segment), segment.action[:, -1], conformance.generator())
+    model.step(state, segment.action[:, -1], conformance.generator())
 
 
 def test_noise_levels_that_the_sampler_does_not_reach_need_no_training():

@@ -120,9 +120,10 @@ class Learner(L.LightningModule):
         loss = self._bad[1].item()
         if batch == present:
             self._bad = None
+        go_on = "what last.ckpt holds is from before it: go on with trainer.precision=32-true, or begin again with"
         raise UserError(
             f"the loss of batch {batch} (seed {self.hparams['seed']}, rank {self.global_rank}) is {loss}; "
-            "what last.ckpt holds is from before it: go on with trainer.precision=32-true, or begin again with "
+            f"{go_on if batch else 'nothing was learned before it: begin again with trainer.precision=32-true, or'} "
             "resume=never and a lower learner.lr"
         )
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from worldmodels.nn.denoiser_network import DenoiserNetwork
 from worldmodels.nn.memory import MotionMemory
 from worldmodels.nn.symmetrise import orbit, orbit_mean
-from worldmodels.ops.edm import add_noise, preconditioners, training_sigmas
+from worldmodels.ops.edm import add_noise, check_noise, preconditioners, training_sigmas
 from worldmodels.ops.groups import action_table, group
 from worldmodels.ops.motion import move_on
 from worldmodels.ops.shortcut import jump_levels, jump_target
@@ -147,6 +147,10 @@ class Denoiser(nn.Module):
             raise UserError(f"denoiser.centre=moved needs 4 frames of context, not {network['context']}.")
         if unknown := set(few_step or {}) - set(FewStep._fields):
             raise UserError(f"denoiser.few_step has no setting {min(unknown)!r}; it has doublings and share.")
+        if type(rollout) is not int or rollout < 0:
+            raise UserError(f"denoiser.rollout is {rollout}; it must be a whole number of at least 0.")
+        if sigma_data <= 0:
+            raise UserError(f"denoiser.sigma_data is {sigma_data}; it must be above 0.")
         if context_noise < 0:
             raise UserError(f"denoiser.context_noise is {context_noise}; it must be 0 (none) or more.")
         if memory is not None and network.get("backbone") == "unet2d":
@@ -161,6 +165,7 @@ class Denoiser(nn.Module):
         self.context: int = network["context"]
         self.sigma_data, self.sigma_offset = sigma_data, sigma_offset
         self.noise = noise or {"loc": -0.4, "scale": 1.2, "sigma_min": 2e-3, "sigma_max": 20.0}
+        check_noise(self.noise, "denoiser.noise")
         self.centre, self.changed_weight, self.rollout, self.rounding = centre, changed_weight, rollout, rounding
         self.rollout_share, self.still, self.reach, self.padding = rollout_share, still, tuple(reach), padding
         self.noiseless, self.context_noise = noiseless, context_noise

@@ -109,14 +109,17 @@ class DiffusionWorldModel(nn.Module):
                 raise UserError(f"sampler.{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}.")
         if type(sampler["steps"]) is not int or sampler["steps"] < 1:
             raise UserError(f"sampler.steps is {sampler['steps']!r}; it must be a whole number of at least 1.")
+        if not (rho := sampler.get("rho", 7.0)) > 0:
+            raise UserError(f"sampler.rho is {rho}; it must be above 0.")
         trained = {"sigma_min": 2e-3, "sigma_max": 20.0} | (denoiser.get("noise") or {})
-        low, high = sampler["sigma_min"], sampler["sigma_max"]
+        low, churn = sampler["sigma_min"], Churn(**sampler.get("churn") or {})
+        high = sampler["sigma_max"] * (1 + churn.most(sampler["steps"]))
         # a single call is made at sigma_max, but learning to jump makes others
         least = low if sampler["steps"] > 1 or denoiser.get("few_step") is not None else high
         if not (0 < low < high and trained["sigma_min"] <= least and high <= trained["sigma_max"]):
             raise UserError(
-                f"sampler.sigma_min={low} and sampler.sigma_max={high} must rise within what is trained, "
-                f"denoiser.noise.sigma_min={trained['sigma_min']} to {trained['sigma_max']}."
+                f"sampler.sigma_min={low} and sampler.sigma_max={high:g} (churn included) must rise within what is "
+                f"trained, denoiser.noise.sigma_min={trained['sigma_min']} to {trained['sigma_max']}."
             )
         settings = denoiser | {"network": shared | denoiser["network"], "symmetry": symmetry}
         self.turned = group(turned)
@@ -296,7 +299,8 @@ class DiffusionWorldModel(nn.Module):
             "cell": memory[1][0],
         }
         if self.denoiser.memory is not None:
-            new["history"] = self.denoiser.memory(to_float(new["frames"][:, -2:]), state=state["history"])
+            two = torch.stack([state["frames"][:, -1], frame], dim=1)
+            new["history"] = self.denoiser.memory(to_float(two), state=state["history"])
         if game is not None:
             new["game"] = game
         return new, Step(

@@ -50,7 +50,7 @@ class DenoiserNetwork(nn.Module):
         labels: further conditions by name, and how many values each has; they start without effect, but for "game".
 
     Raises:
-        UserError: another backbone, or levels that it cannot have.
+        UserError: another backbone, levels that it cannot have, or a context that does not divide the condition.
     """
 
     def __init__(
@@ -72,6 +72,11 @@ class DenoiserNetwork(nn.Module):
         super().__init__()
         if backbone not in ("unet", "unet2d", "dilated"):
             raise UserError(f"network.backbone is {backbone!r}; allowed are 'unet', 'unet2d' and 'dilated'.")
+        if type(context) is not int or context < 1 or cond_channels % context:
+            raise UserError(
+                f"network.context is {context}; it must be a whole number that divides network.cond_channels, "
+                f"{cond_channels}, of which the action of each frame has an equal share."
+            )
         self.patch, self.backbone = patch, backbone
         self.noise_embedding = FourierFeatures(cond_channels)
         self.action_embedding = nn.Embedding(num_actions, cond_channels // context)

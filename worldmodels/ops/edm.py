@@ -5,13 +5,16 @@ Images are float tensors (B, C, H, W) in [-1, 1]; sigma is the standard deviatio
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from worldmodels.types import UserError
+
 Denoise = Callable[[Tensor, Tensor], Tensor]
+HIGH_RANGE = (1.0, 7.0)
 SCHEDULERS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 
 
@@ -53,7 +56,7 @@ def training_sigmas(
     sigma_min: float,
     sigma_max: float,
     high_share: float = 0.0,
-    high_range: tuple[float, float] = (1.0, 7.0),
+    high_range: tuple[float, float] = HIGH_RANGE,
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
@@ -67,6 +70,29 @@ def training_sigmas(
     sigma = (normal * scale + loc).exp().clamp(sigma_min, sigma_max)
     low, high = map(math.log, high_range)
     return torch.where(uniform[0] < high_share, (low + (high - low) * uniform[1]).exp(), sigma)
+
+
+def check_noise(noise: Mapping[str, Any], name: str) -> None:
+    """Refuse settings that `training_sigmas` cannot take.
+
+    Raises:
+        UserError: a setting is missing or unknown, levels do not rise from above 0, or a share is outside 0..1.
+    """
+    needed, more = {"loc", "scale", "sigma_min", "sigma_max"}, {"high_share", "high_range"}
+    if wrong := needed.difference(noise) | set(noise).difference(needed | more):
+        raise UserError(
+            f"{name} needs loc, scale, sigma_min and sigma_max and may have high_share and high_range, "
+            f"but {min(wrong)!r} is {'missing' if min(wrong) in needed else 'unknown'}."
+        )
+    low, high = noise["sigma_min"], noise["sigma_max"]
+    if not 0 < low <= high < math.inf:
+        raise UserError(f"{name}.sigma_min={low} and sigma_max={high} must rise, and be above 0.")
+    if not 0 <= (share := noise.get("high_share", 0.0)) <= 1:
+        raise UserError(f"{name}.high_share={share} must be from 0 to 1.")
+    if share and (len(span := list(noise.get("high_range", HIGH_RANGE))) != 2 or not low <= span[0] < span[1] <= high):
+        raise UserError(
+            f"{name}.high_range={span} must be two rising levels within sigma_min={low} to sigma_max={high}."
+        )
 
 
 def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
@@ -93,6 +119,10 @@ class Churn(NamedTuple):
     low: float = 0.0
     high: float = math.inf
     noise: float = 1.0
+
+    def most(self, steps: int) -> float:
+        """By what share of itself a noise level is raised, at most, where there are so many."""
+        return min(self.amount / steps, math.sqrt(2) - 1)
 
 
 NO_CHURN = Churn()
@@ -122,7 +152,7 @@ def sample(
     if order not in (1, 2):
         raise ValueError(f"order is {order}; allowed are 1 (Euler) and 2 (Heun)")
     levels = sigmas.tolist()
-    gamma = min(churn.amount / (len(levels) - 1), math.sqrt(2) - 1)
+    gamma = churn.most(len(levels) - 1)
     for sigma, after in zip(levels[:-1], levels[1:], strict=True):
         if gamma > 0 and churn.low <= sigma <= churn.high:
             raised = sigma * (1 + gamma)
