@@ -218,6 +218,13 @@ def dreamer(catch_store):
     return make
 
 
+def test_the_world_model_that_dreams_may_be_compiled_as_well(dreamer: Any) -> None:
+    learner, _ = dreamer()
+    own, network = learner.networks(), torch.nn.Linear(1, 1)
+    learner.teacher.networks = lambda: [network]
+    assert own == learner.model.networks() and learner.networks() == [*own, network]
+
+
 def test_dreams_are_of_the_game_and_rows_that_end_begin_anew(dreamer: Any) -> None:
     learner, segment = dreamer(horizon=9)
     rollout = learner.dream(segment, 30, generator())

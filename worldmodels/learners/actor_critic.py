@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldmodels.config import load_learner
 from worldmodels.data.mixing import check_fits
@@ -149,6 +149,10 @@ class ActorCriticLearner(PolicyLearner):
         model = self.teacher
         if self.trainer.precision == "bf16-mixed" and hasattr(model, "quicken"):
             model.quicken()  # pyrefly: ignore
+
+    def networks(self) -> list[nn.Module]:
+        """Those of the world model, too, whose dreams are most of the work."""
+        return [*super().networks(), *getattr(self.teacher, "networks", list)()]
 
     @property
     def teacher(self) -> WorldModel:

@@ -75,6 +75,10 @@ class Learner(L.LightningModule):
         """Start from these weights of the model, a `state_dict`."""
         self.model.load_state_dict(weights)
 
+    def networks(self) -> list[nn.Module]:
+        """What may be compiled in place."""
+        return getattr(self.model, "networks", list)()
+
     def player(self) -> Any:
         """What plays the real game where its score is asked for."""
         return self.model

@@ -116,7 +116,7 @@ def fit(
         OmegaConf.save(OmegaConf.create(dict(settings)), out / "config.yaml")
         print(f"{'resuming from ' + str(checkpoint) if checkpoint else 'training'} until step {max_steps} in {out}")
     # what is saved does not tell of it: networks are compiled in place
-    hardware.compile_in_place(getattr(learner.model, "networks", list)(), settings["compile"], device)
+    hardware.compile_in_place(learner.networks(), settings["compile"], device)
     try:
         trainer.fit(learner, data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # Lightning's answer to Ctrl-C and SIGTERM, once the callbacks have saved
