@@ -1,6 +1,7 @@
 """Figures on toy worlds whose right values are known by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tests.unit.test_objects import pong_frame
 from worldmodels.data.card import make_card
 from worldmodels.data.store import Store
 from worldmodels.evaluation.averages import mean_figures
+from worldmodels.evaluation.curves import quality_plots
 from worldmodels.evaluation.events import reward_quality
 from worldmodels.evaluation.frames import changed_pixels
 from worldmodels.evaluation.quality import rollout_quality, summary
@@ -175,6 +177,26 @@ def test_rewards_that_are_always_expected(store):
         assert (down["recall"], down["precision"], down["f1"]) == (0.0, 0.0, 0.0)
         assert figures["reward_macro_f1"] == pytest.approx(up["f1"] / 2)
         assert figures["reward_f1_events"] == int((reward != 0).sum()) == up["events"] + down["events"]
+
+
+class Worried(Still):
+    """Thinks even of a lost life at every step."""
+
+    def step(self, state, action, generator=None):
+        state, step = super().step(state, action, generator)
+        return state, step._replace(life_loss_mean=torch.full_like(step.reward, 0.5))
+
+
+def test_lost_lives_are_told_and_drawn_where_there_are_any(store, tmp_path):
+    lives = [replace(walk(i), life_loss=np.arange(80) % 20 == 19) for i in range(30)]
+    lives = make_store(tmp_path / "lives", lives)
+    for played, events in ((store, 0), (lives, 12)):
+        figures = quality(Worried(), played, horizons=[1])
+        assert figures["life_loss"]["events"] == events and figures["lives"]["events"] == 2 * events
+        told, plots = "\n".join(summary(figures)), quality_plots(tmp_path, figures)
+        assert ("lost lives F1" in told) == ("ends of lives" in told) == bool(events)
+        assert ("<!-- lost life -->" in plots[-1].read_text()) == bool(events)
+    assert "life_loss" not in quality(Still(), lives, horizons=[1])
 
 
 def test_windows_are_even_and_hold_no_padding(store):
