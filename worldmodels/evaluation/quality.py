@@ -15,7 +15,7 @@ from worldmodels.data.store import Store
 from worldmodels.evaluation.events import end_quality, reward_quality
 from worldmodels.evaluation.frames import frame_figures, frame_scores, static_films
 from worldmodels.evaluation.object_error import HIT_PIXELS, object_figures
-from worldmodels.evaluation.objects import find_objects
+from worldmodels.evaluation.objects import find_objects, without_objects
 from worldmodels.evaluation.perceptual import Perceptual
 from worldmodels.evaluation.rollouts import batches, median_frame, open_loop, track, window_starts
 from worldmodels.evaluation.stats import episode_weights
@@ -94,6 +94,8 @@ def rollout_quality(
     of_objects = object_figures(found, weights, horizons)
     second = figures.pop("baseline", {}) | of_objects.pop("baseline", {})
     figures |= of_objects | perceptual.figures(weights)
+    if reason := without_objects(window.obs, game):
+        figures["without_objects"] = reason
     if reward_rows:
         judged = []
         for m, g in zip(models.values(), generators, strict=True):
@@ -172,7 +174,7 @@ def summary(figures: dict[str, Any]) -> list[str]:
     if spread := figures.get("sample_spread"):
         ratio = "unknown" if spread["ratio"] is None else f"{spread['ratio']:.2f}"
         lines.append(f"samples after an event, times as far apart as elsewhere: {ratio}")
-    lines += [figures[k] for k in ("without_lpips", "without_fvd") if k in figures]
+    lines += [figures[k] for k in ("without_objects", "without_lpips", "without_fvd") if k in figures]
     return lines
 
 
