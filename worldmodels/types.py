@@ -140,6 +140,7 @@ class Step(NamedTuple):
         uncertainty: (B,) float32 where the model gives one.
         life_loss: (B,) bool, drawn, where the model tells the loss of a life from termination.
         life_loss_mean: (B,) float32, its probability.
+        reward_signs: (B, 2) float32, probabilities of a negative and a positive reward, where the model knows them.
     """
 
     frame: Tensor | None
@@ -151,6 +152,7 @@ class Step(NamedTuple):
     uncertainty: Tensor | None = None
     life_loss: Tensor | None = None
     life_loss_mean: Tensor | None = None
+    reward_signs: Tensor | None = None
 
 
 @runtime_checkable

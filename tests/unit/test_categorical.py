@@ -12,6 +12,7 @@ from worldmodels.ops.categorical import (
     hl_gauss,
     inverse_value_transform,
     project,
+    sign_probabilities,
     symexp,
     symlog,
     symlog_bins,
@@ -49,6 +50,14 @@ def test_two_hot_of_a_bin_is_one_hot():
     bins = symlog_bins(2)
     assert torch.equal(two_hot(bins, bins), torch.eye(5))
     assert two_hot(torch.tensor([[2.0]]), bins).tolist() == [[[0, 0, 0, 0.5, 0.5]]]
+
+
+@pytest.mark.parametrize("x", [1.0, 7.0, 10.0, 100.0])
+def test_the_probability_of_a_sign_does_not_hang_on_the_size(x):
+    """A number between two bins, 10 say, is as surely above 0 as one that is a bin, 7."""
+    bins = symlog_bins(14)
+    mixed = 0.3 * two_hot(torch.tensor([x, -x]), bins) + 0.7 * two_hot(torch.zeros(2), bins)
+    torch.testing.assert_close(sign_probabilities(mixed, bins), torch.tensor([[0.0, 0.3], [0.3, 0.0]]))
 
 
 H = {1: 0.41521, 10: 2.32662, 100: 9.14988, 1e3: 31.6386, 1e4: 109.005, 1e5: 415.23}

@@ -333,6 +333,23 @@ def test_imagined_segment():
     assert rollout.side["reward_mean"].abs().max() <= 1
 
 
+@pytest.mark.parametrize("rewards", ["sign", "two_hot"])
+def test_a_step_tells_the_probabilities_of_the_signs(rewards):
+    model = micro(reward_model_settings={"rewards": rewards})
+    segment, given = conformance.random_segment(2, 5, 3, 16), []
+    model.reward_model.register_forward_hook(lambda _, __, output: given.append(output[0][:, 0]))
+    _, step = model.step(model.start(segment), segment.action[:, -1], conformance.generator())
+    p = given[-1].softmax(-1)
+    zero = p.shape[1] // 2
+    torch.testing.assert_close(step.reward_signs, torch.stack([p[:, :zero].sum(1), p[:, zero + 1 :].sum(1)], 1))
+    assert (step.reward_signs.sum(1) < 1).all()
+
+
+@pytest.mark.parametrize("choice", ["end", "apart", "ignored"])
+def test_it_tells_whether_lost_lives_are_ends(choice):
+    assert micro(reward_model_settings={"life_loss": choice}).ends_with_lives == (choice == "end")
+
+
 def test_learns_a_moving_square():
     """A hundred steps on a square that moves as the action says beat copying the last frame threefold."""
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ import torch
 
 from tests.unit.test_quality import Still, make_store, walk
 from worldmodels.evaluation.events import calibration, end_quality, reward_quality
+from worldmodels.evaluation.stats import resample_episodes
 
 
 class Ends(Still):
@@ -21,6 +22,33 @@ class Ends(Still):
         state, step = super().step(state, action, generator)
         place = state["frame"][:, 0, 2].argmax(-1)
         return state, step._replace(terminated_mean=self.probability[place])
+
+
+class Lives(Ends):
+    """Foresees as `Ends` that a life is lost, by an output of its own or as an end."""
+
+    def __init__(self, probability, apart) -> None:
+        super().__init__(probability)
+        self.apart, self.ends_with_lives = apart, not apart
+
+    def step(self, state, action, generator=None):
+        state, step = super().step(state, action, generator)
+        if not self.apart:
+            return state, step
+        return state, step._replace(terminated_mean=0 * step.reward, life_loss_mean=step.terminated_mean)
+
+
+class Rewards(Still):
+    """Gives a reward of a certain size a probability that the column's place tells."""
+
+    def __init__(self, size, probability) -> None:
+        super().__init__()
+        self.size, self.probability = size, torch.tensor(probability)
+
+    def step(self, state, action, generator=None):
+        state, step = super().step(state, action, generator)
+        p = self.probability[state["frame"][:, 0, 2].argmax(-1)]
+        return state, step._replace(reward_mean=p * self.size, reward_signs=torch.stack([torch.zeros_like(p), p], -1))
 
 
 @pytest.fixture
@@ -64,10 +92,46 @@ def test_ends_count_as_much_as_all_other_rows(ending):
     assert told["auc"] == pytest.approx(0.5 + (hits - false) / 2, abs=1e-4)
     low, high = told["f1_interval"]
     assert low <= told["f1"] <= high
+    low, high = told["auc_interval"]
+    assert low <= told["auc"] <= high and low < high
     few = end_quality(Ends(sure), ending, split="train", rows=50, progress=False)
     assert (few["events"], few["others"], few["splits"]) == (24, 50, ["train"])
     none = reward_quality(Ends(sure), ending, progress=False)["termination"]
     assert none["f1"] == 0  # where even odds are asked for
+
+
+def test_of_validation_no_test_episode_is_opened(ending):
+    opened, read = set(), ending.read
+    ending.read = lambda starts, length: opened.update(starts[:, 0].tolist()) or read(starts, length)
+    told = end_quality(Ends([0.5] * 8), ending, split="validation", progress=False)
+    assert (told["splits"], told["events"]) == (["validation"], 3)
+    assert opened == set(ending.splits["validation"].tolist())
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_lost_lives_are_ends_or_apart_as_the_model_learned_them(tmp_path, apart):
+    """Lives are lost where the column comes from place 3, and a game is over at its last step."""
+    walks = [walk(i) for i in range(30)]
+    places = [np.array([f[2, :, 0].argmax() for f in e.obs]) for e in walks]
+    last = np.arange(80) == 79
+    games = [replace(e, life_loss=p == 3, terminated=last) for e, p in zip(walks, places, strict=True)]
+    store = make_store(tmp_path / "lives", games)
+    lost = [np.array([f[2, :, 0].argmax() for f in store.episode(int(e)).obs[8:]]) == 3 for e in store.splits["test"]]
+    lives, over = sum(x.sum() for x in lost), sum(not x[-1] for x in lost)  # games over without a life lost
+    model = Lives([float(k == 3) for k in range(8)], apart)
+    figures = reward_quality(model, store, zero_rows=10_000, progress=False)
+    even = end_quality(model, store, kind="life_loss" if apart else "terminated", progress=False)
+    if apart:
+        told = figures["life_loss"]
+        assert (told["of"], told["events"], told["f1"], told["f1_interval"]) == ("lives", lives, 1.0, [1.0, 1.0])
+        assert told["calibration"]["error"] == 0.0 and figures["termination"]["of"] == "games"
+        assert figures["termination"]["events"] == 3 and figures["termination"]["recall"] == 0.0
+        assert (even["of"], even["precision"], even["recall"], even["auc"]) == ("lives", 1.0, 1.0, 1.0)
+    else:
+        told = figures["termination"]
+        assert (told["of"], told["events"]) == ("games and lives", lives + over) and "life_loss" not in figures
+        assert told["precision"] == 1.0 and told["recall"] == pytest.approx(lives / (lives + over))
+        assert even["of"] == "games and lives" and even["precision"] == 1.0
 
 
 def test_a_model_that_knows_nothing_of_ends_is_at_chance(ending):
@@ -97,24 +161,56 @@ def test_rewards_are_compared_as_logged_or_by_sign_as_the_model_knows_them(tmp_p
     assert (told["of"], told["error"]) == (("signs", 0.0) if signs else ("rewards", 9.0))
 
 
+@pytest.mark.parametrize("size", [7, 10])
+def test_a_reward_is_foreseen_by_its_probability_whatever_its_size(tmp_path, size):
+    """At 30 % the mean of a large reward is far above 0.5; such a row is no alarm, and one at 70 % is."""
+    walks = [walk(i) for i in range(30)]
+    rewards = [np.where([f[2, :, 0].argmax() == 2 for f in e.obs], size, 0).astype(np.float32) for e in walks]
+    store = make_store(tmp_path / "large", [replace(e, reward=r) for e, r in zip(walks, rewards, strict=True)])
+    figures = reward_quality(Rewards(size, [0.0, 0.3, 0.7, 0.3, 0.0, 0.0, 0.0, 0.0]), store, progress=False)
+    assert (figures["reward_f1_by"], figures["reward_by_class"]["+1"]["precision"]) == ("probabilities", 1.0)
+    assert figures["reward_macro_f1"] == 1.0
+    never = reward_quality(Rewards(size, [0.3] * 8), store, progress=False)["reward_by_class"]["+1"]
+    assert (never["recall"], never["precision"], never["precision_interval"]) == (0.0, 0.0, None)
+    assert reward_quality(Still(), store, progress=False)["reward_f1_by"] == "means"
+
+
+def test_intervals_are_those_of_figures_of_resampled_episodes(tmp_path):
+    """Of every second game nothing is foreseen: the share of such games in a resample decides its recall."""
+    walks = [replace(walk(i), reward=np.full(80, i % 2, np.float32)) for i in range(40)]
+    store = make_store(tmp_path / "halves", walks)
+    figures = reward_quality(Still(1.0), store, split="train", progress=False)
+    up, sure = figures["reward_by_class"]["+1"], figures["reward_calibration"]
+    n = len(store.splits["train"])
+    share = np.mean([store.episode(int(e)).reward[0] for e in store.splits["train"]])
+    drawn = np.random.default_rng(0).binomial(n, share, 100_000) / n
+    assert up["precision"] == pytest.approx(share) and up["recall_interval"] == [1.0, 1.0]
+    assert up["precision_interval"] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.04)
+    assert sure["error"] == pytest.approx(1 - share, abs=1e-4)
+    assert sure["error_interval"] == pytest.approx([1 - x for x in up["precision_interval"][::-1]], abs=1e-3)
+    assert sure["error_of_alarms_interval"] == sure["error_interval"]
+
+
 def test_calibration_by_hand():
     predicted = torch.tensor([0.0, 0.0, 0.9, 0.9, -0.6]).double()
     came = torch.tensor([0.0, 0.0, 1.0, 0.0, -1.0]).double()
-    told = calibration(predicted, came, torch.tensor([3.0, 3.0, 1.0, 1.0, 2.0]).double())
+    weight = torch.tensor([3.0, 3.0, 1.0, 1.0, 2.0]).double()
+    told = calibration(predicted, came, weight, resample_episodes(torch.tensor([0, 1, 1, 2, 2])))
     # bins: 0 is right, 0.9 comes to 0.5, -0.6 to -1
     assert told["error"] == pytest.approx((2 * 0.4 + 2 * 0.4) / 10)
     assert told["error_of_alarms"] == pytest.approx((2 * 0.4 + 2 * 0.4) / 4) and told["alarms"] == 4
     assert told["curve"][0] == {"predicted": -0.6, "came": -1.0, "rows": 2.0}
     assert sum(b["rows"] for b in told["curve"]) == 10
+    quiet = calibration(predicted * 0, came, weight, resample_episodes(torch.arange(5)))
+    assert (quiet["alarms"], quiet["error_of_alarms"], quiet["error_of_alarms_interval"]) == (0, None, None)
 
 
 def test_a_prediction_that_comes_as_often_as_it_says_is_calibrated():
     random = np.random.default_rng(0)
     predicted = random.random(50_000)
     came = random.random(50_000) < predicted
-    told = calibration(torch.from_numpy(predicted), torch.from_numpy(came).double(), torch.ones(50_000).double())
+    rest = torch.from_numpy(came).double(), torch.ones(50_000).double(), resample_episodes(torch.arange(50_000) // 1000)
+    told = calibration(torch.from_numpy(predicted), *rest)
     assert told["error"] < 0.01 and len(told["curve"]) == 10
-    sure = calibration(
-        torch.from_numpy(predicted).round(), torch.from_numpy(came).double(), torch.ones(50_000).double()
-    )
+    sure = calibration(torch.from_numpy(predicted).round(), *rest)
     assert sure["error"] == pytest.approx(0.25, abs=0.01)

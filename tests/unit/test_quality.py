@@ -1,19 +1,23 @@
 """Figures on toy worlds whose right values are known by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torchmetrics.image import PeakSignalNoiseRatio
 
 from tests.unit.test_objects import pong_frame
 from worldmodels.data.card import make_card
 from worldmodels.data.store import Store
 from worldmodels.evaluation.averages import mean_figures
+from worldmodels.evaluation.curves import quality_plots
 from worldmodels.evaluation.events import reward_quality
-from worldmodels.evaluation.frames import changed_pixels
+from worldmodels.evaluation.frames import changed_pixels, frame_figures, frame_scores, static_films
 from worldmodels.evaluation.quality import rollout_quality, summary
 from worldmodels.evaluation.rollouts import window_starts
+from worldmodels.evaluation.stats import episode_weights
 from worldmodels.types import Episode, Step, UserError
 
 RIGHT, LEFT = 3, 4
@@ -177,6 +181,26 @@ def test_rewards_that_are_always_expected(store):
         assert figures["reward_f1_events"] == int((reward != 0).sum()) == up["events"] + down["events"]
 
 
+class Worried(Still):
+    """Thinks even of a lost life at every step."""
+
+    def step(self, state, action, generator=None):
+        state, step = super().step(state, action, generator)
+        return state, step._replace(life_loss_mean=torch.full_like(step.reward, 0.5))
+
+
+def test_lost_lives_are_told_and_drawn_where_there_are_any(store, tmp_path):
+    lives = [replace(walk(i), life_loss=np.arange(80) % 20 == 19) for i in range(30)]
+    lives = make_store(tmp_path / "lives", lives)
+    for played, events in ((store, 0), (lives, 12)):
+        figures = quality(Worried(), played, horizons=[1])
+        assert figures["life_loss"]["events"] == events and figures["lives"]["events"] == 2 * events
+        told, plots = "\n".join(summary(figures)), quality_plots(tmp_path, figures)
+        assert ("lost lives F1" in told) == ("ends of lives" in told) == bool(events)
+        assert ("<!-- lost life -->" in plots[-1].read_text()) == bool(events)
+    assert "life_loss" not in quality(Still(), lives, horizons=[1])
+
+
 def test_windows_are_even_and_hold_no_padding(store):
     starts = window_starts(store, "test", 24, 50)
     assert len(starts) == 50 and set(starts[:, 0]) == set(store.splits["test"])
@@ -202,4 +226,27 @@ def test_objects_are_hit_where_they_really_are(tmp_path):
     assert figures["ball_shown"] == [figures["windows"]] * 4
     for name in ("ball_error_px", "ball_error_copy_last_px", "paddle_error_px", "paddle_error_median_px"):
         assert figures[name] == pytest.approx([1, 2, 4, 8], abs=0.1)  # half of a moving sprite's row is a blur
-    assert "reward_macro_f1" not in figures
+    assert "reward_macro_f1" not in figures and "without_objects" not in figures
+
+
+@pytest.mark.parametrize("game", ["pong", "catch"])
+def test_frames_in_which_no_objects_are_found_are_told_of(tmp_path, game):
+    figures = quality(Still(), make_store(tmp_path / "s", [walk(i) for i in range(10)], game), reward_rows=0)
+    assert "ball_hit_rate" not in figures and ("without_objects" in figures) == (game == "pong")
+    for told in (figures, mean_figures([figures, figures])):
+        assert any("RGB ones of 8x8" in line for line in summary(told)) == (game == "pong")
+
+
+def test_psnr_is_that_of_torchmetrics(store):
+    starts = window_starts(store, "test", 5, 20)
+    window = store.read(starts, 5)
+    true, last = window.obs[:, 1:], window.obs[:, 0]
+    dream = (true.int() + torch.randint(-40, 41, true.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 255)
+    scores = frame_scores([dream.byte(), *static_films(last, last[0].float(), 5)], true, last)
+    figures = frame_figures(scores, episode_weights(starts[:, 0]), 3)
+    moved = changed_pixels(true, last).expand_as(true)
+    for h in range(5):
+        a, b = (x[:, h].float() / 255 for x in (dream, true))
+        of = PeakSignalNoiseRatio(data_range=1.0)
+        assert figures["psnr_db"][h] == pytest.approx(of(a, b).item(), abs=1e-3)
+        assert figures["psnr_changed_db"][h] == pytest.approx(of(a[moved[:, h]], b[moved[:, h]]).item(), abs=1e-3)

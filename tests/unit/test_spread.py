@@ -26,6 +26,17 @@ class Coin(Still):
         return {"frame": frame, "open": state["open"]}, step._replace(frame=frame)
 
 
+class Grain(Coin):
+    """Grain of up to 40 levels after an event, and of up to 4 elsewhere."""
+
+    def step(self, state, action, generator=None):
+        new, step = Still.step(self, state, action, generator)
+        grain = (
+            torch.rand(step.frame.shape, generator=generator) * torch.where(state["open"], 41, 5)[:, None, None, None]
+        )
+        return new | {"open": state["open"]}, step._replace(frame=grain.byte())
+
+
 @pytest.fixture
 def store(tmp_path):
     """Two events an episode, at steps 60 and 140; the frame after an event is marked."""
@@ -50,6 +61,14 @@ def test_spread_is_at_events_and_has_its_right_size(store):
     low, high = figures["at_events"]["frames_interval"][0]
     assert low <= figures["at_events"]["frames"][0] <= high
     assert "cannot be played again" in figures["without_emulator"] or "no sticky" in figures["without_emulator"]
+
+
+def test_the_ratio_has_an_interval_over_episodes(store):
+    figures = sample_spread(Grain(), store, split="train", windows=50, samples=4, after=5, steps=6, progress=False)
+    low, high = figures["ratio_interval"]
+    assert low <= figures["ratio"] <= high and low < high
+    assert figures["ratio"] == pytest.approx(((41**2 - 1) / (5**2 - 1)) ** 0.5, rel=0.03)  # of uniform whole numbers
+    assert sample_spread(Coin(), store, samples=2, progress=False)["ratio_interval"] is None
 
 
 def test_what_is_certain_has_no_spread_and_no_event_is_no_error(store, tmp_path):

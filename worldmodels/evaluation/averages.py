@@ -10,7 +10,7 @@ _MEANT = (  # how the names of figures end of which a mean says something
     *("lpips", "lpips_baseline", "lpips_copy_last", "fvd", "fvd_baseline", "fvd_copy_last"),
     *("reward_macro_f1", "error_of_alarms", "ratio"),
 )
-_SAME = ("split", "horizons", "burn_in", "without_lpips", "without_fvd")  # in all stores
+_SAME = ("split", "horizons", "burn_in", "without_objects", "without_lpips", "without_fvd")  # in all stores
 _NESTED = ("baseline", "reward_calibration", "sample_spread")
 
 

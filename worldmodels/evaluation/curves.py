@@ -59,10 +59,10 @@ def quality_plots(out: Path, figures: Mapping[str, Any], tail: str = "") -> list
 
 def _reliability(path: Path, figures: Mapping[str, Any]) -> Path:
     panels: dict[str, dict[str, Curve]] = {}
-    for title, told in (
-        ("reward", figures["reward_calibration"]),
-        ("termination", figures["termination"]["calibration"]),
-    ):
+    judged = {"reward": figures["reward_calibration"], "termination": figures["termination"]["calibration"]}
+    if (lost := figures.get("life_loss")) and lost["events"]:
+        judged["lost life"] = lost["calibration"]
+    for title, told in judged.items():
         predicted = [b["predicted"] for b in told["curve"]]
         ends = [min(predicted), max(predicted)]
         panels[title] = {"model": (predicted, [b["came"] for b in told["curve"]]), "calibrated": (ends, ends)}

@@ -67,6 +67,21 @@ GAMES = {
 }
 
 
+SHAPE = (3, 64, 64)
+"""Channels, height and width of the frames that the places and sizes of sprites are told for."""
+
+
+def without_objects(frames: Tensor, game: str) -> str | None:
+    """Why nothing is found in frames (..., C, H, W) of a game that has sprites to be found; None where they are."""
+    channels, height, width = frames.shape[-3:]
+    if game not in GAMES or (channels, height, width) == SHAPE:
+        return None
+    return (
+        f"Ball and paddle were not measured: they are found in RGB frames of 64x64 pixels alone, and these are "
+        f"{'grey' if channels == 1 else 'RGB'} ones of {height}x{width}"
+    )
+
+
 def find_objects(frames: Tensor, game: str) -> dict[str, Tensor]:
     """The places of the sprites of `game` in frames (N, 3, 64, 64) uint8.
 
@@ -74,7 +89,7 @@ def find_objects(frames: Tensor, game: str) -> dict[str, Tensor]:
         By sprite name ("paddle" is the agent's, "ball"), (N, 2) float32 (row, column) in pixels, pixel centres at
         whole numbers; NaN where the sprite is not found. Empty for games without detectors and for other frames.
     """
-    if game not in GAMES or frames.shape[1:] != (3, 64, 64):
+    if game not in GAMES or frames.shape[1:] != SHAPE:
         return {}
     spec = GAMES[game]
     background = torch.tensor(spec.background, dtype=torch.float32)

@@ -15,7 +15,7 @@ from worldmodels.data.store import Store
 from worldmodels.evaluation.events import end_quality, reward_quality
 from worldmodels.evaluation.frames import frame_figures, frame_scores, static_films
 from worldmodels.evaluation.object_error import HIT_PIXELS, object_figures
-from worldmodels.evaluation.objects import find_objects
+from worldmodels.evaluation.objects import find_objects, without_objects
 from worldmodels.evaluation.perceptual import Perceptual
 from worldmodels.evaluation.rollouts import batches, median_frame, open_loop, track, window_starts
 from worldmodels.evaluation.stats import episode_weights
@@ -94,13 +94,17 @@ def rollout_quality(
     of_objects = object_figures(found, weights, horizons)
     second = figures.pop("baseline", {}) | of_objects.pop("baseline", {})
     figures |= of_objects | perceptual.figures(weights)
+    if reason := without_objects(window.obs, game):
+        figures["without_objects"] = reason
     if reward_rows:
         judged = []
         for m, g in zip(models.values(), generators, strict=True):
             how = {"burn_in": burn_in, "batch_size": 4 * batch_size, "generator": g, "progress": progress}
             rewards = reward_quality(m, store, split, reward_rows, **how)
-            ends = end_quality(m, store, split, min(500, reward_rows), **how)
-            judged.append(rewards | {"ends": ends})
+            ends = {"ends": end_quality(m, store, split, min(500, reward_rows), **how)}
+            if "life_loss" in rewards:
+                ends["lives"] = end_quality(m, store, split, min(500, reward_rows), **how, kind="life_loss")
+            judged.append(rewards | ends)
         figures |= judged[0]
         second |= judged[-1]
     return figures | ({"baseline": second} if baseline is not None else {})
@@ -156,18 +160,21 @@ def summary(figures: dict[str, Any]) -> list[str]:
             "where a reward is thought possible, " + ("none is" if sure is None else f"its mean is off by {sure:.2f}")
         )
     if end := figures.get("termination"):
-        lines.append(f"termination F1 one step ahead: {end['f1']:.2f} of {end['events']}")
-    if (even := figures.get("ends")) and even["events"]:
-        lines.append(
-            f"{even['events']} ends of games beside as many other rows: precision {even['precision']:.2f}, recall "
-            f"{even['recall']:.2f}, F1 {even['f1']:.2f}, an end thought likelier than another row {even['auc']:.2f}"
-        )
+        lines.append(f"termination F1 one step ahead: {end['f1']:.2f} of {end['events']} ends of {end['of']}")
+    if (lost := figures.get("life_loss")) and lost["events"]:
+        lines.append(f"lost lives F1 one step ahead: {lost['f1']:.2f} of {lost['events']}")
+    for even in (figures[name] for name in ("ends", "lives") if name in figures):
+        if even["f1"] is not None:
+            lines.append(
+                f"{even['events']} ends of {even['of']} beside as many other rows: precision {even['precision']:.2f}, "
+                f"recall {even['recall']:.2f}, F1 {even['f1']:.2f}, thought likelier than another row {even['auc']:.2f}"
+            )
     if other := figures.get("other_actions"):
         lines += _about_other_actions(other)
     if spread := figures.get("sample_spread"):
         ratio = "unknown" if spread["ratio"] is None else f"{spread['ratio']:.2f}"
         lines.append(f"samples after an event, times as far apart as elsewhere: {ratio}")
-    lines += [figures[k] for k in ("without_lpips", "without_fvd") if k in figures]
+    lines += [figures[k] for k in ("without_objects", "without_lpips", "without_fvd") if k in figures]
     return lines
 
 

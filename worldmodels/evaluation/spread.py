@@ -20,7 +20,7 @@ from worldmodels.data.store import Store
 from worldmodels.evaluation.objects import find_objects
 from worldmodels.evaluation.replay import play_on, replay_states
 from worldmodels.evaluation.rollouts import batches, open_loop, split_episodes, track
-from worldmodels.evaluation.stats import episode_weights, interval, plain, weighted_mean
+from worldmodels.evaluation.stats import episode_weights, interval, number, plain, weighted_mean
 from worldmodels.types import UserError, WorldModel
 
 QUIET = 24
@@ -61,7 +61,8 @@ def sample_spread(
         Under "at_events" and "elsewhere" the number of windows and, by step, `frames`, the root mean square distance of
         two samples in levels of 255, and by object the mean distance of two samples that show it, in pixels; the same
         of the real game under "real_at_events" and "real_elsewhere". `ratio` is the mean of `frames` over all steps at
-        events, divided by that elsewhere. `without_emulator` says why there is no real spread.
+        events, divided by that elsewhere. `without_emulator` says why there is no real spread. Episodes are drawn again
+        for all windows together, as one episode has windows of both kinds.
 
     Raises:
         UserError: fewer than two samples.
@@ -70,12 +71,16 @@ def sample_spread(
         raise UserError(f"spread.samples={samples} cannot differ from each other; take 2 or more, or spread.windows=0")
     figures: dict[str, Any] = {"samples": samples, "steps": steps, "after": after, "without_emulator": None}
     game = str(store.card.get("game"))
-    for name, places in _places(store, split, after, steps, burn_in).items():
-        starts = places[np.unique(np.linspace(0, len(places) - 1, min(windows, len(places))).round().astype(int))]
+    places = _places(store, split, after, steps, burn_in)
+    for name, every in places.items():
+        places[name] = every[np.unique(np.linspace(0, len(every) - 1, min(windows, len(every))).round().astype(int))]
+    drawn = episode_weights(np.concatenate(list(places.values()))[:, 0], seed)
+    weights = dict(zip(places, drawn.split([len(starts) for starts in places.values()], 1), strict=True))
+    mean = {}
+    for name, starts in places.items():
         figures[name] = {"windows": len(starts)}
         if not len(starts):
             continue
-        weights = episode_weights(starts[:, 0], seed)
         generator = torch.Generator(device).manual_seed(seed)
         spreads = []
         for part in track(
@@ -85,16 +90,15 @@ def sample_spread(
             window = window.rows(torch.arange(len(part)).repeat_interleave(samples))
             obs = open_loop(model, window, burn_in, generator, device).obs[:, 1:]
             spreads.append(_spread(obs.unflatten(0, (-1, samples)), game))
-        figures[name] |= _told(spreads, weights)
+        figures[name] |= _told(spreads, weights[name])
+        mean[name] = weighted_mean(weights[name], torch.cat([s["frames"] for s in spreads])).sqrt().mean(1)
         try:
             spreads = _real(store, starts, samples, steps, burn_in, game, progress)
-            figures[f"real_{name}"] = {"windows": len(starts)} | _told(spreads, weights)
+            figures[f"real_{name}"] = {"windows": len(starts)} | _told(spreads, weights[name])
         except UserError as reason:
             figures["without_emulator"] = str(reason)
-    both = [figures[name].get("frames") for name in ("at_events", "elsewhere")]
-    apart = float(np.mean(both[1])) if all(both) else 0.0
-    figures["ratio"] = round(float(np.mean(both[0])) / apart, 4) if apart else None
-    return figures
+    ratio = mean["at_events"] / mean["elsewhere"] if len(mean) == 2 else torch.full((2,), torch.nan)
+    return figures | {"ratio": number(ratio[0]), "ratio_interval": interval(ratio) if ratio[0].isfinite() else None}
 
 
 def _places(store: Store | Mixture, split: str, after: int, steps: int, burn_in: int) -> dict[str, np.ndarray]:

@@ -28,9 +28,9 @@ class Resamples(NamedTuple):
     episode: Tensor
 
     def sums(self, values: Tensor) -> Tensor:
-        """The sum of `values` (W,) in each resample, (1 + R,) float64."""
-        by_episode = self.counts.new_zeros(self.counts.shape[1]).index_add_(0, self.episode, values.double())
-        return self.counts @ by_episode
+        """The sum of `values` (W, ...) in each resample, (1 + R, ...) float64."""
+        by_episode = self.counts.new_zeros(self.counts.shape[1], *values.shape[1:])
+        return torch.tensordot(self.counts, by_episode.index_add_(0, self.episode, values.double()), 1)
 
 
 def resample_episodes(episode: np.ndarray | Tensor, seed: int = 0) -> Resamples:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from worldmodels.models.denoiser import Denoiser, blurred, images_of, logged_frames, to_float, to_uint8
 from worldmodels.models.reward import RewardModel
 from worldmodels.nn.games import Games
-from worldmodels.ops.categorical import expectation
+from worldmodels.ops.categorical import expectation, sign_probabilities
 from worldmodels.ops.edm import (
     SCHEDULERS,
     Churn,
@@ -166,6 +166,11 @@ class DiffusionWorldModel(nn.Module):
         """Whether rewards are known by their sign alone."""
         return self.reward_model.rewards == "sign"
 
+    @property
+    def ends_with_lives(self) -> bool:
+        """Whether the loss of a life is learned as a termination."""
+        return self.reward_model.life_loss == "end"
+
     def components(self) -> dict[str, nn.Module]:
         """The parts that a learner optimises, with gradient clipping of their own."""
         return {"denoiser": self.denoiser, "reward_model": self.reward_model}
@@ -312,6 +317,7 @@ class DiffusionWorldModel(nn.Module):
             truncated=torch.zeros_like(action, dtype=torch.bool),
             life_loss=ended[:, 1] if apart else None,
             life_loss_mean=end_p[:, 1] if apart else None,
+            reward_signs=sign_probabilities(reward_p, bins),
         )
 
     def _sample(

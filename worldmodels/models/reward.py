@@ -51,7 +51,11 @@ class RewardModel(nn.Module):
             "ignored" does neither.
         event_weight: how often a transition with a reward, a termination or a lost life counts in the loss of that
             output, where the others count once (DIAMOND: 1). Events are rare, one transition in dozens or in hundreds,
-            and a weight teaches them sooner; `predict` takes it out again, so that probabilities stay calibrated.
+            and a weight teaches them sooner; `predict` takes it out again, so that probabilities stay as calibrated as
+            they would be without. What it does not take out is how windows are drawn: with `data.event_share`, or
+            `data.priority` without its full beta, probabilities are those among the rows drawn. Where the frames do not
+            settle whether an event comes, its odds are then too high, by as many times as rows with it are drawn more
+            often than others.
         unknown_next: "grey" trains also where the log does not hold the frame after the last action, with the grey
             padding in its place (DIAMOND's code); "masked" leaves these transitions out, and so learns of no end in a
             log that keeps no last frames; "foreseen" leaves them out as well, but judges termination, everywhere,

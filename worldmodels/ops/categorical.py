@@ -98,3 +98,8 @@ def expectation(probability: Tensor, bins: Tensor) -> Tensor:
     A sum and no product of matrices, which autocast would take in half precision.
     """
     return (probability * bins).sum(-1)
+
+
+def sign_probabilities(probability: Tensor, bins: Tensor) -> Tensor:
+    """(..., 2): how much of the weights (..., K) lies on bins (K,) below 0, and how much on those above."""
+    return torch.stack([(probability * side).sum(-1) for side in (bins < 0, bins > 0)], dim=-1)
