@@ -10,9 +10,8 @@ Every policy of a game has the same encoder and the same log, takes the checkpoi
 and plays whole real games by the rules of its log. They were not tuned alike. The encoder, how long Pong is cloned, in
 windows of what length, and `KEPT` were chosen in several trials of Pong's clone_kept, some of which played real games
 of its seed 0 that were seen; clones have the same steps and windows, all policies the encoder, and dream_clone and
-clone_longer begin with clone_kept and clone by the same `KEPT`. Of the rest nothing was tuned by real games: it has the
-settings of conf/experiment, of one trial. So clone_kept, dream_clone and clone_longer have been favoured in Pong, seed
-0 most of all.
+clone_longer begin with clone_kept and clone on by the same `KEPT`. So these three have been favoured in Pong, seed 0
+most of all. The rest has the settings of conf/experiment, of one trial.
 """
 
 import json
@@ -91,8 +90,8 @@ RUNS = {
     "q_mse": "values by squared error",
     "q_hl_gauss": "values by HL-Gauss",
     "dream": "actor-critic in dreams, from scratch",
-    "dream_clone": "the same, begun with clone_kept, which it clones on beside",
-    "clone_longer": "the same steps without the dreams: cloning alone",
+    "dream_clone": "the same, begun with clone_kept; in Atari it clones on beside",
+    "clone_longer": "dream_clone without the dreams: as many steps of cloning alone",
 }
 
 
