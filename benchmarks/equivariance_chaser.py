@@ -11,6 +11,7 @@ that they have never seen. Sprites and the grid of 64 pixels make the game symme
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 
 from benchmarks.runs import Runs, logged_returns, means, told
 from worldmodels.data.card import make_card
+from worldmodels.data.disk import make_folder, write_json
 from worldmodels.evaluation.play import play
 from worldmodels.evaluation.protocols import Rules
 from worldmodels.learners.acting import muzero_policy
@@ -178,13 +180,13 @@ class Chaser(Runs):
         """Play whole games by the search that the run was trained with."""
         if (out / "metrics.json").exists():
             return
-        policy, _ = muzero_policy(checkpoint)
+        began, (policy, _) = time.monotonic(), muzero_policy(checkpoint)
         with Games(min(10, self.budget.games), **levels) as env:
             found = [game.line() for game in play(policy, env, RULES, MOVES, self.budget.games, seed)]
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found), encoding="utf-8")
-        (out / "metrics.json").write_text(json.dumps({"games": len(found)}), encoding="utf-8")
-        print(f"{out.relative_to(self.root)}: {np.mean([line['return'] for line in found]):.2f}", flush=True)
+        returns, seconds = [line["return"] for line in found], round(time.monotonic() - began, 1)
+        make_folder(out)
+        write_json(out / "metrics.json", {"returns": returns, "seconds": seconds})
+        print(f"{out.relative_to(self.root)}: {np.mean(returns):.2f}", flush=True)
 
 
 def figures_of(bench: Chaser, group: str) -> dict[str, Any]:

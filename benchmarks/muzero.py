@@ -4,17 +4,20 @@
 of its own below DIR, which goes on where it was stopped and is found finished the next time. Parts are named
 GAME/RUN/SEED, such as catch/unplugged/0; --only takes the beginnings of such names, and what they need is made first.
 On two cores all of it takes about three hours; --quick makes the same figures with one seed and next to no training.
+`seconds` is what all parts that there are took together, resumed or not.
 
 The toy is Catch with eight balls an episode, from a log of which no episode has more than 0.6 of the best return. All
-runs of a game have the same network, log and number of optimizer steps, and play whole games by the rules of the log:
+runs of a game have the same network, log and number of optimizer steps, and play whole games by the rules of the log.
+All take the best action that they know of, without noise, but `clone`:
 
-- clone: the logged actions; its policy is drawn from, since the log's was.
+- clone: the logged actions; its policy is drawn from, since the log's was. clone_greedy: the same network by its
+  likeliest actions, as the others act, so that what they are above it is no matter of drawing.
 - rosmo: improved by one step of lookahead.
 - unplugged: every window searched again by the newest target network; half: every second one; logged: none, so that
   policy and value are the log's own and only acting searches.
 - stale: none searched again, but targets that a bulk search wrote once, by a network that learned as `unplugged` does
   in a fifth of the steps: a whole training, whose learning rate falls to 0, and not the beginning of a longer one.
-- prior: `unplugged` played without a search, by its policy alone.
+- prior_greedy: `unplugged` played without a search, by the likeliest action of its policy.
 - online: no log but its own play, by `worldmodels online`: as many steps, four fifths of each batch searched again and
   a fifth new play.
 """
@@ -51,22 +54,20 @@ class Budget:
 
 RUNS = {
     "clone": ("learner=muzero_cloning",),
+    "clone_greedy": (),
     "rosmo": ("learner=rosmo",),
     "unplugged": (),
     "half": ("data.fraction=0.5",),
     "logged": ("data.fraction=0",),
     "stale": ("data.fraction=0",),
-    "prior": (),
+    "prior_greedy": (),
     "online": ("store=null", "data.fraction=0.8", "round_steps=200", "learner.target_every=100"),
 }
-FULL = {
-    "catch": Budget(12_000, 4000, 100, 5, tuple(RUNS)),
-    "pong": Budget(100_000, 2500, 20, 3, ("clone", "rosmo", "unplugged", "prior")),
-}
-QUICK = {
-    "catch": Budget(2000, 60, 10, 1, tuple(RUNS)),
-    "pong": Budget(6000, 10, 1, 1, ("clone", "unplugged", "prior")),
-}
+GREEDY = {"clone_greedy": "clone", "prior_greedy": "unplugged"}
+"""Runs that are the network of another one, played by its likeliest actions."""
+ATARI = ("clone", "clone_greedy", "rosmo", "unplugged", "prior_greedy")
+FULL = {"catch": Budget(12_000, 4000, 100, 5, tuple(RUNS)), "pong": Budget(100_000, 2500, 20, 3, ATARI)}
+QUICK = {"catch": Budget(2000, 60, 10, 1, tuple(RUNS)), "pong": Budget(6000, 10, 1, 1, ATARI)}
 PLAYED = {"catch": ["source.balls=8"]}
 LOGS = {"catch": [*PLAYED["catch"], "source.skill=0.45", "source.at_most=0.6"]}
 BEST = {"catch": 8.0}
@@ -95,8 +96,8 @@ class MuZeroBench(Runs):
     def policy(self, game: str, name: str, seed: int) -> Path:
         """The checkpoint of a run, with all that it needs."""
         steps = self.budgets[game].train
-        if name == "prior":
-            return self.policy(game, "unplugged", seed)
+        if name in GREEDY:
+            return self.policy(game, GREEDY[name], seed)
         if name == "online":
             settings = [f"game={game}", *PLAYED[game], f"seed={seed}", *RUNS[name]]
             return self.train(f"{game}_muzero", steps, *settings, out=self.root / game / name / str(seed), by="online")
@@ -119,7 +120,7 @@ class MuZeroBench(Runs):
             checkpoint = self.policy(game, name, seed)
             settings = [f"checkpoint={checkpoint}", f"game={game}", "protocol=store", f"agent={name}", f"seed={seed}"]
             settings += [f"episodes={self.budgets[game].games}", "films=0"]
-            settings += ["planner=prior"] if name == "prior" else []
+            settings += ["planner=prior", "planner.temperature=0"] if name in GREEDY else []
             self.run("evaluate", *settings, out=self.root / game / name / str(seed) / "played")
 
 
@@ -136,9 +137,10 @@ def figures_of(bench: MuZeroBench, game: str) -> dict[str, Any]:
             figures[name]["minus_log"] = told(values - drawn["log"])
         if game in BEST:
             figures[name]["share_of_best"] = round(float(values[0]) / BEST[game], 3)
-    for name in played:
-        if name != "clone" and "clone" in played:
-            figures[f"{name}_minus_clone"] = told(drawn[name] - drawn["clone"])
+    pairs = [(name, clone) for clone in ("clone", "clone_greedy") for name in played if name not in ("clone", clone)]
+    for a, b in [*pairs, ("unplugged", "prior_greedy")]:
+        if a in played and b in played:
+            figures[f"{a}_minus_{b}"] = told(drawn[a] - drawn[b])
     return figures | {"best_of_log": float(log[0].max())}
 
 

@@ -1,6 +1,9 @@
 """What benchmarks of many runs share: parts that go on where they were stopped, returns with intervals, a command line.
 
-Every part is a `worldmodels` command in a folder of its own below DIR/full or DIR/quick, named GROUP/RUN/SEED.
+Every part is a `worldmodels` command in a folder of its own below DIR/full or DIR/quick, named GROUP/RUN/SEED. Beside
+its results lies part.json: the settings that it was begun with, those of conf among them, and the seconds that it took.
+A part that was begun with other settings than it would be now is refused; one of an earlier version, which has no such
+file, counts as it is.
 """
 
 import argparse
@@ -8,13 +11,18 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hydra
 import numpy as np
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
 
 from benchmarks.results import publish
+from worldmodels.config import conf_dir, dotted, sentences
+from worldmodels.data.disk import make_folder, read_json, write_json
 from worldmodels.data.store import Store
 
 RESAMPLES = 10_000
@@ -38,35 +46,94 @@ class Runs:
         return not self.only or part.startswith(tuple(self.only))
 
     def run(self, *arguments: str, out: Path) -> None:
-        """A command that leaves metrics.json in `out`; nothing where that is there."""
-        if (out / "metrics.json").exists():
+        """A command that leaves metrics.json in `out`; nothing where that is there, made with the same settings."""
+        arguments = (*arguments, f"out={out}")
+        if self.done(out, composed(*arguments)):
             return
         began = time.monotonic()
         print(f"{out.relative_to(self.root)} ...", end=" ", flush=True)
-        command = [sys.executable, "-m", "worldmodels", *arguments, f"out={out}"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        print(f"{time.monotonic() - began:.0f} s", flush=True)
+        try:
+            ended = subprocess.run([sys.executable, "-m", "worldmodels", *arguments], capture_output=True, text=True)
+        finally:
+            part, seconds = read_json(out / "part.json"), time.monotonic() - began
+            write_json(out / "part.json", part | {"seconds": round(part["seconds"] + seconds, 1)})
+        if ended.returncode:
+            print(f"worldmodels {' '.join(arguments)} failed:\n{ended.stderr[-2000:]}", file=sys.stderr)
+            sys.exit(ended.returncode)
+        print(f"{seconds:.0f} s", flush=True)
+
+    def done(self, out: Path, settings: Mapping[str, Any]) -> bool:
+        """Whether a part is finished; if not, its settings are kept beside it.
+
+        Settings that there were not yet when it was begun are no difference.
+
+        Args:
+            out: its folder.
+            settings: all of them.
+
+        Raises:
+            SystemExit: it was begun with others.
+        """
+        finished, kept = (out / "metrics.json").exists(), out / "part.json"
+        flat = {name: value for name, value in dotted(settings).items() if not isinstance(value, Mapping)}
+        now = json.loads(json.dumps(flat).replace(str(self.root), "."))  # the whole may be moved elsewhere
+        if kept.exists():
+            before = read_json(kept)["settings"].items()
+            if differ := [f"{k}={v} and not {now.get(k)}" for k, v in before if k not in now or now[k] != v]:
+                sys.exit(
+                    f"{out} was begun with {', '.join(differ)}: delete that folder to make it with the new settings, "
+                    "or its part.json to keep it as it is"
+                )
+        elif not finished:
+            make_folder(out)
+            write_json(kept, {"settings": now, "seconds": 0.0})
+        return finished
 
     def train(self, experiment: str, steps: int | None, *settings: str, out: Path, by: str = "train") -> Path:
         """The checkpoint that training leaves; `by` is the command, train or online."""
-        often = [] if steps is None else [f"trainer.max_steps={steps}", f"trainer.val_check_interval={-(-steps // 5)}"]
-        self.run(by, f"experiment={experiment}", "logger=csv", "callbacks.dream=null", *often, *settings, out=out)
+        self.run(by, *training(experiment, steps, *settings), out=out)
         return out / "best.ckpt"
 
     def collect(self, game: str, steps: int, *settings: str, out: Path) -> Path:
         """A log of a game, of so many steps at least."""
         if not out.exists() or Store.open(out).offsets[-1] < steps:
             command = ["collect", f"game={game}", f"steps={steps}", f"store={out}", *settings]
-            subprocess.run([sys.executable, "-m", "worldmodels", *command], check=True, stdout=subprocess.DEVNULL)
+            ended = subprocess.run([sys.executable, "-m", "worldmodels", *command], stdout=subprocess.DEVNULL)
+            if ended.returncode:  # it has said why
+                sys.exit(ended.returncode)
         return out
 
     def returns(self, group: str, name: str, played: str = "played") -> list[np.ndarray]:
         """Returns of the real games of each seed of a run that has played, in the folder `played` of it."""
         whole = sorted((self.root / group / name).glob(f"*/{played}/metrics.json"))
-        found = [path.with_name("results.jsonl").read_text(encoding="utf-8") for path in whole]
-        return [np.array([json.loads(line)["return"] for line in text.splitlines()]) for text in found]
+        return [np.array(read_json(path)["returns"]) for path in whole]
+
+
+def training(experiment: str, steps: int | None, *settings: str) -> list[str]:
+    """The settings of a training as on the command line; without `steps` as many as the experiment has."""
+    often = [] if steps is None else [f"trainer.max_steps={steps}", f"trainer.val_check_interval={-(-steps // 5)}"]
+    return [f"experiment={experiment}", "logger=csv", "callbacks.dream=null", *often, *settings]
+
+
+def composed(command: str, *arguments: str) -> DictConfig:
+    """The settings of a command, as its own process reads them."""
+    GlobalHydra.instance().clear()
+    with sentences(command), hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        return hydra.compose(command, list(arguments))
+
+
+def spent(root: Path) -> dict[str, int]:
+    """Seconds of all parts below a folder, over all times that each was gone on with, and CPU seconds of trainings.
+
+    Of what a command tells of itself and what was measured here the greater counts: the one leaves out its start, the
+    other what came before part.json or a kill.
+    """
+    seconds = cpu = 0.0
+    for path in root.rglob("metrics.json"):
+        told, part = read_json(path), path.with_name("part.json")
+        measured = read_json(part)["seconds"] if part.exists() else 0.0
+        seconds, cpu = seconds + max(told.get("seconds", 0.0), measured), cpu + told.get("cpu_seconds", 0.0)
+    return {"seconds": round(seconds), "training_cpu_seconds": round(cpu)}
 
 
 def logged_returns(log: Path) -> list[np.ndarray]:
@@ -116,8 +183,9 @@ class Asked(NamedTuple):
         return self.out.absolute() / ("quick" if self.quick else "full")
 
     def publish(self, figures: dict[str, Any]) -> None:
-        """Print and keep the figures."""
-        publish(self.name, figures, self.out, quick=self.quick, seconds_now=round(time.monotonic() - self.began))
+        """Print and keep the figures, with what all parts took together and what is of it from now."""
+        now = round(time.monotonic() - self.began)
+        publish(self.name, figures, self.out, quick=self.quick, **spent(self.root), seconds_now=now)
 
 
 def command_line(name: str, about: str | None, example: str, quick: str) -> Asked:

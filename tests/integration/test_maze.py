@@ -43,6 +43,7 @@ def test_from_a_log_to_scores(in_process: RUN, maze_log: Path, tmp_path: Path) -
         lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
         found.append([(line["return"], line["length"]) for line in lines])
         assert len(lines) == 6 and max(line["length"] for line in lines) <= 30
+        assert {str(line["env"]) for line in lines} == {"{}" if env == "null" else "{'unseen': True}"}
     assert found[0] != found[1]
 
 

@@ -157,6 +157,9 @@ def test_it_plays_as_any_policy(ok: Callable[..., str], log: Path, tmp_path: Pat
     for name in ("own", "prior", "puct", "one_step"):
         ok("evaluate", *place, *([] if name == "own" else [f"planner={name}"]), f"out={tmp_path / name}")
         assert json.loads((tmp_path / name / "metrics.json").read_text())["episodes"] == 3
+    ok("scores", f"results=[{tmp_path / 'own'},{tmp_path / 'prior'}]", f"out={tmp_path / 'scores'}")
+    agents = json.loads((tmp_path / "scores" / "metrics.json").read_text())["agents"]
+    assert agents.keys() == {"run", "run (planner=prior)"}, "one checkpoint, and both ways in which it played"
 
 
 def test_mistakes_end_in_one_sentence(in_process: RUN, trained: Path, log: Path, tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ def test_actions_are_drawn_from_the_policy() -> None:
         found = search(known, many, generator=torch.Generator().manual_seed(0))
         share = found.action.bincount(minlength=3) / 4000
         torch.testing.assert_close(share, found.action_weights[0], atol=0.03, rtol=0)
+    greedy = prior_search(known, many, temperature=0, generator=torch.Generator().manual_seed(0))
+    assert (greedy.action == 1).all(), "the likeliest, whatever would be drawn"
 
 
 @pytest.mark.parametrize("name", ["reward", "discount", "value"])

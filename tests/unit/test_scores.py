@@ -8,7 +8,7 @@ import pytest
 
 from worldmodels.evaluation.protocols import Rules
 from worldmodels.evaluation.scoreboard import agents_table, figures_of, game_table
-from worldmodels.evaluation.scores import append_line, game_facts, normalised, published, read_lines, summary
+from worldmodels.evaluation.scores import append_line, entrant, game_facts, normalised, published, read_lines, summary
 from worldmodels.types import UserError
 
 RULES = Rules("diamond-100k", 4, 0.0, True, 30, 27_000, "minimal")
@@ -101,6 +101,24 @@ def test_of_evaluations_of_the_same_games_the_longest_counts():
     assert summary([*many, *few])["agents"]["a"]["mean"] == pytest.approx(2 / 3)
     other = [line | {"evaluation": "z", "seed": 8} for line in few]
     assert summary([*many, *other])["agents"]["a"]["mean"] == pytest.approx(1 / 2)
+
+
+def test_one_checkpoint_played_in_two_ways_is_told_twice():
+    def played(evaluation, returns, **asked):
+        return [line | {"evaluation": evaluation, "seed": 0, **asked} for line in lines("a", "pong", 0, returns)]
+
+    prior = {"_target_": "worldmodels.planning.planners.prior", "temperature": 0}
+    every = [*played("own", [14.6], planner=None, env={}), *played("prior", [-20.7] * 2, planner=prior, env={})]
+    every += [*played("moved", [-3.05], planner=None, env={"unseen": True, "cells": 9})]
+    expected = {"a": 1.0, "a (planner=prior, planner.temperature=0)": 0.0, "a (env.cells=9, env.unseen=True)": 0.5}
+    for several in (every, every[::-1]):
+        found = summary(several)["agents"]
+        assert {agent: f["mean"] for agent, f in found.items()} == pytest.approx(expected)
+    assert entrant(every[1] | {"planner": prior | {"temperature": 1.0}}) == "a (planner=prior)"
+    older = played("own", [-20.7])  # which an evaluation went on from that tells more
+    assert [*summary([*older, every[0] | {"episode": 1, "episodes": 2}])["agents"]] == ["a"]
+    gone_on = [older[0], every[1] | {"evaluation": "own", "episode": 1, "episodes": 2}]
+    assert [*summary(gone_on)["agents"]] == ["a (planner=prior, planner.temperature=0)"]
 
 
 def test_the_figures_of_an_evaluation():

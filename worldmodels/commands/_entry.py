@@ -25,6 +25,8 @@ class Entry:
         allowed: actions that it may take.
         rules: of play.
         frames: size and colour of what it sees, and settings of the game's own.
+        planner: settings of the search that it was asked to act by in place of its own, or None.
+        env: settings of the game's own that were asked to differ from its log's.
         identity: a digest of all that decides its episodes.
     """
 
@@ -35,6 +37,8 @@ class Entry:
     allowed: list[int]
     rules: Rules
     frames: dict[str, Any]
+    planner: dict[str, Any] | None
+    env: dict[str, Any]
     identity: str
 
     def line(self, episodes: int, seed: int) -> dict[str, Any]:
@@ -45,6 +49,8 @@ class Entry:
             "protocol_hash": self.rules.hash,
             "episodes": episodes,
             "seed": seed,
+            "planner": self.planner,
+            "env": self.env,
         }
 
 
@@ -95,7 +101,8 @@ def enter(cfg: DictConfig) -> Entry:
     decides = [game, run, asdict(rules), frames, cfg.seed, min(cfg.slots, cfg.episodes)]
     decides += [plain(cfg.planner)] if cfg.planner else []
     identity = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
-    return Entry(policy, cfg.agent or agent, run, game, allowed, rules, frames, identity)
+    asked = plain(cfg.planner) or None, plain(cfg.env) or {}
+    return Entry(policy, cfg.agent or agent, run, game, allowed, rules, frames, *asked, identity)
 
 
 def _trained(cfg: DictConfig) -> tuple[Any, dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Scores of real games: one JSON line an episode, human-normalised, and put together over games and runs.
 
 A run is one trained policy (or one seed of an untrained one). A line tells all that decides whether it may be put
-together with another: the game, the agent, the run and the hash of the rules of play.
+together with another: the game, the agent, the run, the planner and the settings of the game's own that were asked for,
+and the hash of the rules of play.
 """
 
 import json
@@ -118,8 +119,24 @@ def check_hashes(lines: Iterable[Line]) -> str:
     return next(iter(found))
 
 
+def entrant(line: Line) -> str:
+    """The agent and, as on the command line, what planner=... and env=... made of its play, if they were given.
+
+    What the planner's own file of settings has is left out; lines of earlier versions tell neither.
+    """
+    planner, env = dict(line.get("planner") or {}), line.get("env") or {}
+    given = [f"env.{name}={value}" for name, value in sorted(env.items())]
+    if planner:
+        chosen = planner.pop("_target_", "").rpartition(".")[2]
+        file = conf_dir() / "planner" / f"{chosen}.yaml"
+        usual = OmegaConf.load(file) if file.is_file() else {}
+        changed = sorted((name, value) for name, value in planner.items() if usual.get(name) != value)
+        given = [f"planner={chosen}", *(f"planner.{name}={value}" for name, value in changed), *given]
+    return f"{line['agent']} ({', '.join(given)})" if given else line["agent"]
+
+
 def tables(lines: Sequence[Line]) -> dict[str, dict[str, list[float]]]:
-    """Agent, then game, to the mean return of each run.
+    """Entrant, then game, to the mean return of each run.
 
     Raises:
         UserError: there are no lines, lines by different rules, or an evaluation that is not finished.
@@ -134,19 +151,17 @@ def tables(lines: Sequence[Line]) -> dict[str, dict[str, list[float]]]:
     # with other slots the same seed begins the same games: of several such evaluations the longest counts
     by_seed: dict[tuple[Any, ...], dict[int, Line]] = {}
     for episodes in sorted(by_evaluation.values(), key=len):
-        first = next(iter(episodes.values()))
-        seed = first.get("seed", first["evaluation"])
-        by_seed[first["agent"], first["game"], first["run"], seed] = episodes
-    for episodes in by_seed.values():
-        first, asked = next(iter(episodes.values())), max(line["episodes"] for line in episodes.values())
+        last = list(episodes.values())[-1]  # the first may be of a version that told less
+        seed = last.get("seed", last["evaluation"])
+        by_seed[entrant(last), last["game"], last["run"], seed] = episodes
+    for (agent, game, run, _), episodes in by_seed.items():
+        asked = max(line["episodes"] for line in episodes.values())
         if len(episodes) < asked:
             raise UserError(
-                f"an evaluation of {first['agent']} in {first['game']} has {len(episodes)} of {asked} "
+                f"an evaluation of {agent} in {game} has {len(episodes)} of {asked} "
                 "episodes; go on with it by the same `worldmodels evaluate` command, for the short ones came first"
             )
-        returns.setdefault((first["agent"], first["game"], first["run"]), []).extend(
-            line["return"] for line in episodes.values()
-        )
+        returns.setdefault((agent, game, run), []).extend(line["return"] for line in episodes.values())
     agents: dict[str, dict[str, list[float]]] = {}
     for (agent, game, _), values in sorted(returns.items()):
         agents.setdefault(agent, {}).setdefault(game, []).append(float(np.mean(values)))
@@ -154,7 +169,7 @@ def tables(lines: Sequence[Line]) -> dict[str, dict[str, list[float]]]:
 
 
 def summary(lines: Sequence[Line]) -> dict[str, Any]:
-    """Aggregates of every agent over its games and runs, and how probably each pair's one beats the other.
+    """Aggregates of every entrant over its games and runs, and how probably each pair's one beats the other.
 
     Raises:
         UserError: as `tables`; a game has no human score, or games of an agent differ in their number of runs.
