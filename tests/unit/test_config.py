@@ -55,6 +55,8 @@ def test_sized_merges_the_choice_and_drops_the_rest() -> None:
         {"size": "b", "x": {"p": 1, "q": 1}, "sizes": {"a": {"x": {"p": 2}}, "b": {"x": {"p": 3}, "y": 4}}}
     )
     assert sized(cfg) == {"x": {"p": 3, "q": 1}, "y": 4}
+    whole = {"size": "a", "x": {"_target_": "m.F", "p": 1}, "sizes": {"a": {"x": {"_target_": "m.G", "q": 2}}}}
+    assert sized(whole) == {"x": {"_target_": "m.G", "q": 2}}
     with pytest.raises(UserError, match="model.size=c is unknown; choose one of a, b"):
         sized({**OmegaConf.to_container(cfg), "size": "c"})
 

@@ -224,6 +224,14 @@ def test_the_loss_falls_to_what_is_to_be_learned(build: Callable[..., MuZero] = 
     assert metrics["loss_end"] < 0.3
 
 
+@pytest.mark.parametrize(("size", "ends", "bins"), [("small", 10, 51), ("paper", 300, 601)])
+def test_bins_of_the_heads_are_the_published_ones(size: str, ends: float, bins: int) -> None:
+    """In the number that they are equally spaced in; `paper` has MuZero's, of width 1."""
+    model = muzero(f"model.size={size}", size=96)
+    for head in (model.value, model.reward):
+        assert (-head.low, head.high, head.bins) == (pytest.approx(ends, abs=1e-4), pytest.approx(ends, abs=1e-4), bins)
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
