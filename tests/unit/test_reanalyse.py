@@ -182,7 +182,7 @@ def test_two_stores_each_with_a_version(tmp_path: Path, model: MuZero) -> None:
     segment = data.targeted(batch(data), learner(model, step=10))
     for k in range(2):
         rows = segment.side[KNOWN][segment.side["store"] == k]
-        assert set(segment.side[AGE][segment.side["store"] == k][rows].tolist()) <= {10 - k}
+        assert set(segment.side[AGE][segment.side["store"] == k][rows].tolist()) == {10 - k}
     half = ReanalyseDataModule(paths, fraction=0.0, version=["v0", None], **WINDOWS)
     segment = half.targeted(batch(half), learner(model, step=10))
     assert (segment.side[SOURCE][segment.side["store"] == 1] == LOGGED).all()
@@ -310,6 +310,8 @@ def test_mistakes(store: Store, model: MuZero, tmp_path: Path) -> None:
         ReanalyseDataModule(path, version="nowhere")
     with pytest.raises(UserError, match="no side column.*/7"):
         ReanalyseDataModule(path, version=7)
+    with pytest.raises(UserError, match=r"no replay\.store.*store=\[\.\.\.\]"):
+        ReanalyseDataModule(path, replay={"store": str(catch(tmp_path / "other", 1, 60).path)})
     with pytest.raises(UserError, match="one for each"):
         ReanalyseDataModule(path, version=["a", "b"])
     about = {"family": "muzero", "store": "another", "version": "theirs", "actions": [0, 3, 4], "step": 1}

@@ -101,7 +101,7 @@ class ReanalyseDataModule(StoreDataModule):
         settings: as of `StoreDataModule`.
 
     Raises:
-        UserError: a fraction outside 0..1, a version that is not there, or one of another store or model.
+        UserError: a fraction outside 0..1, a version that is not there, or one of another store or model, or `replay`.
     """
 
     def __init__(
@@ -113,6 +113,8 @@ class ReanalyseDataModule(StoreDataModule):
     ) -> None:
         check_fraction(fraction)
         super().__init__(store, **settings)
+        if self._replay is not None:  # its windows are numbered otherwise than the rows that have targets
+            raise UserError("data=reanalyse has no replay.store; give its stores and this one together, as store=[...]")
         self.keep_starts = True
         self.fraction = fraction
         stores = self.store.stores if isinstance(self.store, Mixture) else [self.store]
