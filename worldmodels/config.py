@@ -213,11 +213,17 @@ def load_learner(checkpoint: str | Path) -> Any:
     """The learner of a world model's checkpoint with its averaged weights, in evaluation mode, on the CPU.
 
     Raises:
-        UserError: as `read_checkpoint`, it holds a policy, or the weights do not belong to the settings beside them.
+        UserError: as `read_checkpoint`, it holds a policy or a MuZero, or the weights do not belong to the settings
+            beside them.
     """
     from worldmodels.learners.world_model import WorldModelLearner
 
     stored = read_checkpoint(checkpoint)
+    if "search" in stored["hyper_parameters"]:
+        raise UserError(
+            f"{checkpoint} holds a MuZero, a world model without frames to show or to learn a policy from; play it by "
+            "`worldmodels evaluate`, or give one of `worldmodels train` without learner="
+        )
     if "actions" in stored["hyper_parameters"]:
         raise UserError(
             f"{checkpoint} holds a policy and no world model; give one of `worldmodels train` without learner="

@@ -187,6 +187,7 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, trained: Path, log: Path,
         ([*bulk, "version=mine", "planner=one_step"], ["other targets of the name mine"]),
         (["reanalyse", f"checkpoint={trained}", "store=https://a.b/c", f"out={tmp_path}"], ["only be read"]),
         (["reanalyse", f"checkpoint={tmp_path}", f"store={log}", f"out={tmp_path / 'out'}"], ["no model.json"]),
+        (["imagine", f"checkpoint={trained}", f"store={log}", f"out={tmp_path}"], ["holds a MuZero", "evaluate"]),
     ]
     for given, parts in mistakes:
         code, _, err = in_process(*given)
@@ -204,4 +205,4 @@ def test_it_learns_more_than_the_log_shows(ok: Callable[..., str], tmp_path: Pat
     ok("train", "experiment=catch_muzero", f"store={tmp_path / 'log'}", f"out={tmp_path / 'run'}", *quick)
     place = [f"checkpoint={tmp_path / 'run' / 'best.ckpt'}", "game=catch", "protocol=store", "films=0"]
     ok("evaluate", *place, "episodes=100", f"out={tmp_path / 'played'}")
-    assert json.loads((tmp_path / "played" / "metrics.json").read_text())["mean_return"] > 4
+    assert json.loads((tmp_path / "played" / "metrics.json").read_text())["return_mean"] > 4

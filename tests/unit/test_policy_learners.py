@@ -2,16 +2,20 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 
 from tests.conformance import generator, random_segment
 from tests.exact_catch import ExactCatch
+from tests.unit.test_muzero import muzero
 from worldmodels.data.sources.catch_play import catch_card
 from worldmodels.data.store import Store
+from worldmodels.imagination import ImaginationEnv, RandomPolicy, imagine
 from worldmodels.learners.actor_critic import ActorCriticLearner
 from worldmodels.learners.cloning import GREATEST_WEIGHT, CloningLearner, judge, logged_loss
 from worldmodels.learners.offline_q import OfflineQLearner
@@ -255,6 +259,22 @@ def test_a_lost_life_ends_a_dream_where_it_is_to(dreamer: Any, ends: bool) -> No
     rollout = learner.dream(segment, 0, generator())
     assert rollout["terminated"].tolist() == [[ends, False, False]] * 40
     assert (rollout["alive"][:, 1] == (not ends)).all()
+
+
+def test_a_world_model_without_frames_is_refused(dreamer: Any, catch_store: Path) -> None:
+    """In dreams that a policy learns from, in those that are shown, and as an environment."""
+    learner, segment = dreamer(horizon=2)
+    model, policy = muzero(actions=ACTIONS), RandomPolicy(ACTIONS)
+    learner._teacher = Apart(model)
+    with pytest.raises(UserError, match=r"gives no frames.*without learner=.*model\.probe"):
+        learner.dream(segment, 0, generator())
+    with pytest.raises(UserError, match="gives no frames"):
+        imagine(model, policy, segment, 1, generator())
+    env = ImaginationEnv(model, Store.open(catch_store), 2, left_padding=4, actions=ACTIONS)
+    env.reset(seed=0)
+    with pytest.raises(UserError, match="gives no frames"):
+        env.step(np.zeros(2, int))
+    assert imagine(muzero("model.probe={hidden:8}", actions=ACTIONS), policy, segment, 1, generator()).obs.shape[1] == 2
 
 
 def test_rows_without_a_place_to_begin_anew_count_no_more(dreamer: Any) -> None:

@@ -230,8 +230,7 @@ class ActorCriticLearner(PolicyLearner):
                 if legal is not None:
                     note(legal=legal)
                 world, step = model.step(world, action, generator)
-                assert step.frame is not None, "a policy of frames needs a world model that gives frames"
-                frame = step.frame
+                frame = step.seen()
                 value = torch.zeros_like(step.reward)
                 if step.truncated.any():
                     value = policy.critic.mean(policy.encoder(frame, memory)[0])
