@@ -177,7 +177,7 @@ class ActorCriticLearner(PolicyLearner):
             real, more = logged_loss(self, segment)
             loss = loss + self.hparams["real_weight"] * real
             metrics |= {f"{name}_real": value for name, value in more.items()}
-        self.refuse_broken(loss)
+        self.refuse_broken(loss, metrics)
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=segment.batch_size)
         return loss
 

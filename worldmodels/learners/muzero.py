@@ -194,7 +194,7 @@ class MuZeroLearner(Targeted):
         """The model's loss, with how old its targets were."""
         loss, metrics = self.model.loss(self._clipped(segment), self.noise())
         drawn = "importance" in segment.side
-        self.refuse_broken(loss, now=drawn)
+        self.refuse_broken(loss, metrics, now=drawn)
         each = metrics.pop("window_loss")
         if drawn:
             datamodule: Any = self.trainer.datamodule  # pyrefly: ignore
