@@ -61,6 +61,15 @@ def test_sized_merges_the_choice_and_drops_the_rest() -> None:
         sized({**OmegaConf.to_container(cfg), "size": "c"})
 
 
+def test_rosmo_keeps_to_logged_actions_and_muzero_does_not() -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        weights = [
+            compose("train", ["experiment=pong_muzero", f"learner={name}"]).model.weights.behaviour
+            for name in ("rosmo", "muzero")
+        ]
+    assert weights == [0.2, 0.0]
+
+
 @pytest.mark.parametrize(("size", "denoiser", "reward"), [("paper", 4_406_851, 5_902_656), ("small", 749_475, None)])
 def test_parameter_counts_of_the_published_sizes(size: str, denoiser: int, reward: int | None) -> None:
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):

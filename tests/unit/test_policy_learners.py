@@ -9,15 +9,21 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 from tests.conformance import generator, random_segment
+from tests.conftest import ROOT
 from tests.exact_catch import ExactCatch
-from tests.unit.test_muzero import muzero
+from tests.unit.test_muzero import SMALL, muzero
+from worldmodels.config import plain, sized
+from worldmodels.data.datamodule import StoreDataModule
+from worldmodels.data.reanalyse import ReanalyseDataModule
 from worldmodels.data.sources.catch_play import catch_card
 from worldmodels.data.store import Store
 from worldmodels.imagination import ImaginationEnv, RandomPolicy, imagine
 from worldmodels.learners.actor_critic import ActorCriticLearner
 from worldmodels.learners.cloning import GREATEST_WEIGHT, CloningLearner, judge, logged_loss
+from worldmodels.learners.muzero import MuZeroLearner
 from worldmodels.learners.offline_q import OfflineQLearner
 from worldmodels.learners.policy import Apart, load_policy, rows_of
 from worldmodels.ops.returns import lambda_returns
@@ -171,6 +177,35 @@ def test_q_learning_is_the_head_towards_the_double_n_step_target(head: dict[str,
     assert loss.item() == pytest.approx((metrics["loss_values"] + 0.3 * metrics["conservative"]).item())
     loss.backward()
     assert all(p.grad is None for p in other.model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["MuZero", "offline Q"])
+def test_the_target_network_is_renewed_every_so_many_steps(kind: str, catch_store: Path) -> None:
+    """It equals the model where steps 0, 3 and 6 learn, and nowhere between."""
+    settings, store = {"target_every": 3, "warmup": 1, "lr": 1e-3, "schedule": "constant"}, str(catch_store)
+    if kind == "MuZero":
+        with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+            short = ["model.frames=2", "model.unroll=2", "model.td_steps=1"]
+            small = plain(sized(compose("train", ["model=muzero", *SMALL, *short]).model))
+        learner: Any = MuZeroLearner(small, CARD, ACTIONS, row_noise=False, **settings)
+        data: Any = ReanalyseDataModule(store, batch_size=4, length=5, left_padding=1, right_padding=4)
+    else:
+        learner = OfflineQLearner(model("ActionValues"), CARD, ACTIONS, burn_in=0, **settings)
+        data = StoreDataModule(store, batch_size=4, length=4)
+    equal: list[int] = []
+
+    class Watching(L.Callback):
+        def on_before_backward(self, trainer: L.Trainer, learner: Any, loss: torch.Tensor) -> None:
+            pairs = zip(learner.model.parameters(), learner.target.module.parameters(), strict=True)
+            if all(torch.equal(own, other) for own, other in pairs):
+                equal.append(trainer.global_step)
+
+    trainer = L.Trainer(
+        max_steps=7, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, callbacks=[Watching()],
+    )  # fmt: skip
+    trainer.fit(learner, data)
+    assert (trainer.global_step, equal) == (7, [0, 3, 6])
 
 
 def test_settings_out_of_range() -> None:
