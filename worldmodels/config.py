@@ -138,14 +138,18 @@ def only_models(path: str | Path, settings: Any) -> None:
 
 
 def sized(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a model with `sizes[size]` merged in, and `size` and `sizes` gone."""
+    """The settings of a model with `sizes[size]` merged in, and `size` and `sizes` gone.
+
+    A part of a size that has a `_target_` is whole: nothing is left of what another would have been built from.
+    """
     cfg = dict(plain(cfg))
     sizes, size = cfg.pop("sizes", {}), cfg.pop("size", None)
     if size is None:
         return cfg
     if size not in sizes:
         raise UserError(f"model.size={size} is unknown; choose one of {', '.join(sizes)}")
-    return plain(OmegaConf.merge(cfg, sizes[size]))
+    whole = [name for name, part in sizes[size].items() if isinstance(part, Mapping) and "_target_" in part]
+    return plain(OmegaConf.merge({k: v for k, v in cfg.items() if k not in whole}, sizes[size]))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -209,11 +213,17 @@ def load_learner(checkpoint: str | Path) -> Any:
     """The learner of a world model's checkpoint with its averaged weights, in evaluation mode, on the CPU.
 
     Raises:
-        UserError: as `read_checkpoint`, it holds a policy, or the weights do not belong to the settings beside them.
+        UserError: as `read_checkpoint`, it holds a policy or a MuZero, or the weights do not belong to the settings
+            beside them.
     """
     from worldmodels.learners.world_model import WorldModelLearner
 
     stored = read_checkpoint(checkpoint)
+    if "search" in stored["hyper_parameters"]:
+        raise UserError(
+            f"{checkpoint} holds a MuZero, a world model without frames to show or to learn a policy from; play it by "
+            "`worldmodels evaluate`, or give one of `worldmodels train` without learner="
+        )
     if "actions" in stored["hyper_parameters"]:
         raise UserError(
             f"{checkpoint} holds a policy and no world model; give one of `worldmodels train` without learner="

@@ -32,6 +32,9 @@ def imagine(
         means are the side columns `reward_mean` and `terminated_mean` (B, T) float32; where the model tells lost lives
         apart, `life_loss` and `life_loss_mean` are beside them, and `game` where `start` tells it. mask is false after
         an imagined termination: the model goes on there, but the episode is over.
+
+    Raises:
+        UserError: the model gives no frames.
     """
     state, memory = model.start(start), policy.start(start.batch_size)
     frame = start.obs[:, -1]
@@ -39,8 +42,7 @@ def imagine(
     for _ in range(horizon):
         action, memory = policy.act(frame, memory, generator)
         state, step = model.step(state, action, generator)
-        assert step.frame is not None, "imagine() shows frames; this model has none"
-        frame = step.frame
+        frame = step.seen()
         frames.append(frame)
         actions.append(action)
         steps.append(step)
@@ -207,15 +209,17 @@ class ImaginationEnv(VectorEnv):
 
         Returns:
             Frames (N, C, H, W) uint8, rewards (N,) float64, terminated and truncated (N,) bool, and the info.
+
+        Raises:
+            UserError: the model gives no frames.
         """
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
         action = self._actions[torch.as_tensor(np.asarray(actions), device=self.device).long()]
         with torch.no_grad():
             self._state, step = self.model.step(self._state, action, self._generator)
-        assert step.frame is not None, "ImaginationEnv shows frames; this model has none"
         self._elapsed += 1
-        self._frame = step.frame
+        self._frame = step.seen()
         truncated = (step.truncated | (self._elapsed >= self.horizon)) & ~step.terminated
         info: dict[str, Any] = {}
         if (over := step.terminated | truncated).any():

@@ -154,6 +154,19 @@ class Step(NamedTuple):
     life_loss_mean: Tensor | None = None
     reward_signs: Tensor | None = None
 
+    def seen(self) -> Tensor:
+        """The frame, for what needs one.
+
+        Raises:
+            UserError: the model gives none.
+        """
+        if self.frame is None:
+            raise UserError(
+                "this world model gives no frames to look at or to act on: give one that does, such as that of "
+                "`worldmodels train` without learner=, or a MuZero with model.probe={hidden: 64}"
+            )
+        return self.frame
+
 
 @runtime_checkable
 class WorldModel(Protocol):

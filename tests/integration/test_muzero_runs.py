@@ -3,16 +3,19 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from hydra import compose, initialize_config_dir
 
 from tests.conformance import check_policy
-from tests.conftest import QUICK
+from tests.conftest import QUICK, ROOT
 from tests.integration.test_resume import same
 from worldmodels.callbacks import LastCheckpoint
+from worldmodels.commands._entry import enter
 from worldmodels.data.sources.catch_play import catch_card, catch_play
 from worldmodels.data.store import Store
 from worldmodels.data.targets import COLUMNS
@@ -153,6 +156,10 @@ def test_it_plays_as_any_policy(ok: Callable[..., str], log: Path, tmp_path: Pat
     policy, _ = muzero_policy(out / "best.ckpt")
     frames = torch.randint(0, 256, (3, 3, 20, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     check_policy(policy, frames)
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        asked = [f"checkpoint={out / 'best.ckpt'}", "game=catch", "protocol=store", f"out={tmp_path}"]
+        elsewhere: Any = enter(compose("evaluate", asked), "meta").policy
+    assert elsewhere.start(2)["frames"].is_meta and elsewhere.recurrent.__self__.index.is_meta  # and its model
     place = [f"checkpoint={out / 'best.ckpt'}", "game=catch", "protocol=store", "episodes=3", "films=0"]
     for name in ("own", "prior", "puct", "one_step"):
         ok("evaluate", *place, *([] if name == "own" else [f"planner={name}"]), f"out={tmp_path / name}")
@@ -167,6 +174,7 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, trained: Path, log: Path,
     muzero = [*run, "experiment=catch_muzero"]
     bulk = ["reanalyse", f"checkpoint={trained}", f"store={log}", f"out={tmp_path / 'out'}", "trainer.accelerator=cpu"]
     assert in_process(*bulk, "version=mine")[0] == 0
+    played = ["evaluate", f"checkpoint={trained}", "game=catch", "protocol=store", f"out={tmp_path / 'out'}"]
     mistakes = [
         ([*muzero, "data.fraction=1.5"], ["data.fraction=1.5", "from 0"]),
         ([*muzero, "data.version=nowhere"], ["no side column"]),
@@ -184,12 +192,16 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, trained: Path, log: Path,
         ([*muzero, "learner.actions=[1]"], ["learner.actions=[1]", "none of the log of catch"]),
         ([*muzero, "learner.actions=3"], ["learner.actions=3", "[0,3,4]"]),
         ([*muzero, "learner.search=puct"], ["learner.search=puct", "planner@learner.search"]),
+        ([*muzero, "learner.search.max_considered=4"], ["max_considered=4", "the 3 legal actions", "at most 3"]),
+        ([*bulk, "planner=gumbel", "planner.max_considered=4"], ["max_considered=4", "the 3 legal actions"]),
+        ([*played, "planner=gumbel", "planner.max_considered=4"], ["max_considered=4", "the 3 legal actions"]),
         ([*muzero, "data.version=mine", "model.gamma=0.5"], ["gamma=0.95", "0.5", "search again"]),
         ([*muzero, "data.version=mine", "learner.clip_rewards=false"], ["clip_rewards=True", "search again"]),
         ([*bulk, "version=newest"], ["version=newest", "a name of"]),
         ([*bulk, "version=mine", "planner=one_step"], ["other targets of the name mine"]),
         (["reanalyse", f"checkpoint={trained}", "store=https://a.b/c", f"out={tmp_path}"], ["only be read"]),
         (["reanalyse", f"checkpoint={tmp_path}", f"store={log}", f"out={tmp_path / 'out'}"], ["no model.json"]),
+        (["imagine", f"checkpoint={trained}", f"store={log}", f"out={tmp_path}"], ["holds a MuZero", "evaluate"]),
     ]
     for given, parts in mistakes:
         code, _, err = in_process(*given)
@@ -207,4 +219,4 @@ def test_it_learns_more_than_the_log_shows(ok: Callable[..., str], tmp_path: Pat
     ok("train", "experiment=catch_muzero", f"store={tmp_path / 'log'}", f"out={tmp_path / 'run'}", *quick)
     place = [f"checkpoint={tmp_path / 'run' / 'best.ckpt'}", "game=catch", "protocol=store", "films=0"]
     ok("evaluate", *place, "episodes=100", f"out={tmp_path / 'played'}")
-    assert json.loads((tmp_path / "played" / "metrics.json").read_text())["mean_return"] > 4
+    assert json.loads((tmp_path / "played" / "metrics.json").read_text())["return_mean"] > 4

@@ -55,8 +55,19 @@ def test_sized_merges_the_choice_and_drops_the_rest() -> None:
         {"size": "b", "x": {"p": 1, "q": 1}, "sizes": {"a": {"x": {"p": 2}}, "b": {"x": {"p": 3}, "y": 4}}}
     )
     assert sized(cfg) == {"x": {"p": 3, "q": 1}, "y": 4}
+    whole = {"size": "a", "x": {"_target_": "m.F", "p": 1}, "sizes": {"a": {"x": {"_target_": "m.G", "q": 2}}}}
+    assert sized(whole) == {"x": {"_target_": "m.G", "q": 2}}
     with pytest.raises(UserError, match="model.size=c is unknown; choose one of a, b"):
         sized({**OmegaConf.to_container(cfg), "size": "c"})
+
+
+def test_rosmo_keeps_to_logged_actions_and_muzero_does_not() -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        weights = [
+            compose("train", ["experiment=pong_muzero", f"learner={name}"]).model.weights.behaviour
+            for name in ("rosmo", "muzero")
+        ]
+    assert weights == [0.2, 0.0]
 
 
 @pytest.mark.parametrize(("size", "denoiser", "reward"), [("paper", 4_406_851, 5_902_656), ("small", 749_475, None)])

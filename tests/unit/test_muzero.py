@@ -16,7 +16,7 @@ from worldmodels.config import build as build_target
 from worldmodels.config import sized
 from worldmodels.data.targets import returns_to_go
 from worldmodels.models.muzero import MuZero
-from worldmodels.models.muzero_loss import KNOWN, POLICY, VALUE, Targets
+from worldmodels.models.muzero_loss import POLICY, POLICY_KNOWN, VALUE, VALUE_KNOWN, Targets
 from worldmodels.types import UserError
 
 SMALL = ("model.sizes.tiny.representation.layers=[conv 8,block]", "model.sizes.tiny.readout.channels=4")
@@ -110,11 +110,11 @@ def targeted(model: MuZero, length: int = 12, size: int = 20) -> Any:
     """Windows with targets by row that are easily told apart."""
     segment = random_segment(2, length, 3, size)
     policy = torch.rand(2, length, len(model.actions), generator=generator(5)).softmax(-1)
-    value = torch.arange(2.0 * length).view(2, length)
+    value, known = torch.arange(2.0 * length).view(2, length), torch.ones_like(segment.mask)
     return replace(
         segment,
         terminated=torch.zeros_like(segment.terminated),
-        side={POLICY: policy, VALUE: value, KNOWN: torch.ones_like(segment.mask)},
+        side={POLICY: policy, VALUE: value, POLICY_KNOWN: known, VALUE_KNOWN: known.clone()},
     )
 
 
@@ -136,7 +136,7 @@ def test_what_is_not_in_the_window_is_not_made_up() -> None:
     """Rows without a target, behind a cut, or bootstrapped from either, do not count; behind an end the value is 0."""
     model = muzero("model.td_steps=3", "model.unroll=2", "model.gamma=0.5", "model.frames=2")
     segment = targeted(model)
-    segment.side[KNOWN][0, 5] = False  # what row 2, the second of the unroll, bootstraps from
+    segment.side[VALUE_KNOWN][0, 5] = False  # what row 2, the second of the unroll, bootstraps from
     segment.terminated[1, 2] = True
     targets = Targets.of(model, segment)
     assert targets.value_known.tolist() == [[True, False, True], [True, True, False]]
@@ -164,7 +164,7 @@ def test_before_a_cut_a_value_is_of_the_steps_that_there_are(frame_after: bool) 
     want = [r[1] + 0.5 * r[2] + 0.25 * r[3] + 0.125 * v[4], r[2] + 0.5 * r[3] + 0.25 * v[4], r[3] + 0.5 * v[4]]
     torch.testing.assert_close(targets.value[0, :3], torch.stack(want))
     assert torch.equal(targets.value[1], Targets.of(model, whole).value[1])
-    segment.side[KNOWN][0, 4] = False  # and nothing is known of that row either
+    segment.side[VALUE_KNOWN][0, 4] = False  # and nothing is known of that row either
     assert Targets.of(model, segment).value_known[0].tolist() == [False] * 5
 
 
@@ -202,10 +202,15 @@ def test_targets_change_the_loss_and_what_is_unknown_does_not() -> None:
     segment.side[VALUE][:, 9] += 1
     after = model.loss(segment, generator())[0]
     assert before != after
-    segment.side[KNOWN][:, 9] = False
+    segment.side[VALUE_KNOWN][:, 9] = False
     unknown = model.loss(segment, generator())[0]
     segment.side[VALUE][:, 9] += 1e3
     assert model.loss(segment, generator())[0] == unknown
+    root = model.frames - 1
+    segment.side[VALUE_KNOWN][:, root] = False  # says nothing of the policy
+    assert model.loss(segment, generator())[0] == unknown
+    segment.side[POLICY_KNOWN][:, root] = False
+    assert model.loss(segment, generator())[0] != unknown
 
 
 def test_the_loss_falls_to_what_is_to_be_learned(build: Callable[..., MuZero] = muzero) -> None:
@@ -222,6 +227,14 @@ def test_the_loss_falls_to_what_is_to_be_learned(build: Callable[..., MuZero] = 
     _, step = model.step(state, segment.action[:, 1], generator())
     assert (step.reward_mean - segment.reward[:, 1]).abs().max() < 0.3
     assert metrics["loss_end"] < 0.3
+
+
+@pytest.mark.parametrize(("size", "ends", "bins"), [("small", 10, 51), ("paper", 300, 601)])
+def test_bins_of_the_heads_are_the_published_ones(size: str, ends: float, bins: int) -> None:
+    """In the number that they are equally spaced in; `paper` has MuZero's, of width 1."""
+    model = muzero(f"model.size={size}", size=96)
+    for head in (model.value, model.reward):
+        assert (-head.low, head.high, head.bins) == (pytest.approx(ends, abs=1e-4), pytest.approx(ends, abs=1e-4), bins)
 
 
 @pytest.mark.parametrize(

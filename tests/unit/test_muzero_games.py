@@ -9,7 +9,7 @@ from tests.conformance import check_policy, check_world_model, generator, random
 from tests.unit.test_muzero import muzero, spread
 from worldmodels.learners.acting import Eyes, as_policy
 from worldmodels.models.muzero import MuZero
-from worldmodels.models.muzero_loss import KNOWN, POLICY, VALUE, Targets
+from worldmodels.models.muzero_loss import POLICY, POLICY_KNOWN, VALUE, VALUE_KNOWN, Targets
 from worldmodels.planning.planners import gumbel, one_step, prior, puct, sampled
 from worldmodels.planning.tree import Root
 from worldmodels.types import Segment, UserError, game_key
@@ -150,7 +150,8 @@ def test_values_far_apart_are_surprising_alike() -> None:
     value[1] = 10000.0
     known, policy = torch.ones(3, 16, dtype=torch.bool), torch.zeros(3, 16, 18)
     policy[..., 0] = 1
-    segment = replace(SEGMENT, side=SEGMENT.side | {POLICY: policy, VALUE: value, KNOWN: known})
+    side = {POLICY: policy, VALUE: value, POLICY_KNOWN: known, VALUE_KNOWN: known}
+    segment = replace(SEGMENT, side=SEGMENT.side | side)
     surprise = model.loss(segment, generator())[1]["window_loss"]
     assert surprise.max() < 600, "in the values themselves it would be some 10,000"
 
@@ -167,7 +168,7 @@ def test_points_of_one_game_may_be_a_hundred_times_those_of_another() -> None:
     policy[..., 0] = 1
     points = torch.tensor([[1.0], [100.0]]).expand(2, 16)
     game = of(SEGMENT, "pong", "breakout", "pong").side["game"][:2]
-    side = {POLICY: policy, VALUE: 2 * points, KNOWN: known, "game": game}
+    side = {POLICY: policy, VALUE: 2 * points, POLICY_KNOWN: known, VALUE_KNOWN: known, "game": game}
     segment = replace(alike, reward=points, terminated=torch.zeros(2, 16, dtype=torch.bool), side=side)
     model.search_value, optimizer = 1.0, torch.optim.AdamW(model.parameters(), lr=3e-3)
     for k in range(180):

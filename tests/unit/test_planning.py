@@ -14,6 +14,7 @@ from tests.conformance import check_policy
 from worldmodels.config import build, conf_dir, plain
 from worldmodels.planning.gumbel import considered_visits, gumbel_noise, gumbel_search
 from worldmodels.planning.policy import SearchPolicy
+from worldmodels.planning.prior import prior_search
 from worldmodels.planning.puct import dirichlet_noise, puct_search
 from worldmodels.planning.sampled import sampled_logits, sampled_search
 from worldmodels.planning.tree import Root
@@ -87,6 +88,32 @@ def test_a_policy_of_callables_is_a_policy(search, noise: bool) -> None:
     alone = torch.cat([policy.act(frames[i : i + 1], policy.start(1))[0] for i in range(12)])
     assert torch.equal(alone, policy.act(frames, state)[0])
     assert (torch.stack(acts) == acts[0]).all() != noise
+
+
+@pytest.mark.parametrize(
+    "search",
+    [prior_search, functools.partial(puct_search, num_simulations=30, dirichlet_fraction=0.0)],
+    ids=["prior", "puct"],
+)
+def test_a_policy_without_temperature_takes_the_best_action(search) -> None:
+    toy, begin, frames = Toy(3, torch.float32), lambda n: {"h": torch.zeros(n, 8)}, torch.zeros(64, 1, 4, 4).byte()
+    policy = SearchPolicy(begin, functools.partial(varied, toy=toy), toy.step, search, (0, 2, 5), noise=True)
+
+    def acts(temperature: float | None, seed: int = 0) -> Tensor:
+        policy.temperature = temperature
+        return policy.act(frames, policy.start(64), torch.Generator().manual_seed(seed))[0]
+
+    best = policy.act(frames, policy.start(64))[0]
+    assert torch.equal(acts(0.0, 1), best) and torch.equal(acts(0.0, 2), best)
+    assert torch.equal(acts(None), acts(1.0))  # as the search has it
+    wrong = [float((acts(t) != best).float().mean()) for t in (0.05, 1.0, 20.0)]
+    assert wrong[0] < wrong[1] < wrong[2]
+
+
+def varied(observation: Tensor, state: State, toy: Toy) -> tuple[Root, State]:
+    """Another root in each row, whatever is seen, that thinks something of every action."""
+    root = toy.root(len(observation))
+    return root._replace(prior_logits=root.prior_logits / 8), state
 
 
 def optimal_q(reward: Tensor, discount: Tensor, following: Tensor) -> Tensor:

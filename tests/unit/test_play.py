@@ -11,12 +11,14 @@ import psutil
 import pytest
 import torch
 
+from tests.unit.test_muzero import muzero, spread
 from worldmodels.envs.atari import AtariEnv, Protocol, vector_settings
 from worldmodels.envs.catch import CatchGames
 from worldmodels.envs.child import ChildEnv, GameCrash
 from worldmodels.evaluation.play import drawn_seed, frames_of, open_games, play
 from worldmodels.evaluation.protocols import Rules
 from worldmodels.imagination import RandomPolicy
+from worldmodels.learners.acting import PRIOR, as_policy
 from worldmodels.types import UserError
 
 RULES = Rules("short", 4, 0.0, True, 30, 40, "minimal")
@@ -152,6 +154,30 @@ def test_temperature_and_epsilon_are_the_protocols():
     assert np.mean(np.array(steps) != 0) == pytest.approx(0.25 * 0.75, abs=0.03)
     list(play(warm, console(1, [3]), RULES, [0], 1, 5))
     assert warm.seen == {0.0, 0.5}
+
+
+def test_the_policy_of_a_muzero_is_greedy_where_the_protocol_is():
+    """Without a search, that draws otherwise; a search by Gumbel MuZero takes the best action by all rules."""
+    model = spread(muzero(actions=PONG, size=8)).eval()
+    greedy = Rules("greedy", 4, 0.0, True, 0, 40, "minimal", temperature=0.0)
+
+    def taken(rules, noise):
+        steps = []
+
+        class Noting(Console):
+            def step(self, actions):
+                steps.append(actions.tolist())
+                return super().step(actions)
+
+        games = Noting(4, {drawn_seed(5, 0, k): 10 for k in range(4)})
+        list(play(as_policy(model, PRIOR, noise), games, rules, PONG, 4, 5))
+        return steps
+
+    best = taken(RULES, noise=False)
+    assert taken(greedy, noise=True) == best != taken(RULES, noise=True)
+    assert as_policy(model, PRIOR | {"temperature": 0.5}).temperature == 0.5
+    for name in ("gumbel", "one_step"):  # whose temperature is of the advantage
+        assert as_policy(model, {"_target_": PRIOR["_target_"].replace("prior", name)}).temperature is None
 
 
 def test_an_action_that_is_not_allowed_is_refused():

@@ -2,18 +2,28 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 from tests.conformance import generator, random_segment
+from tests.conftest import ROOT
 from tests.exact_catch import ExactCatch
+from tests.unit.test_muzero import SMALL, muzero
+from worldmodels.config import plain, sized
+from worldmodels.data.datamodule import StoreDataModule
+from worldmodels.data.reanalyse import ReanalyseDataModule
 from worldmodels.data.sources.catch_play import catch_card
 from worldmodels.data.store import Store
+from worldmodels.imagination import ImaginationEnv, RandomPolicy, imagine
 from worldmodels.learners.actor_critic import ActorCriticLearner
 from worldmodels.learners.cloning import GREATEST_WEIGHT, CloningLearner, judge, logged_loss
+from worldmodels.learners.muzero import MuZeroLearner
 from worldmodels.learners.offline_q import OfflineQLearner
 from worldmodels.learners.policy import Apart, load_policy, rows_of
 from worldmodels.ops.returns import lambda_returns
@@ -169,6 +179,35 @@ def test_q_learning_is_the_head_towards_the_double_n_step_target(head: dict[str,
     assert all(p.grad is None for p in other.model.parameters())
 
 
+@pytest.mark.parametrize("kind", ["MuZero", "offline Q"])
+def test_the_target_network_is_renewed_every_so_many_steps(kind: str, catch_store: Path) -> None:
+    """It equals the model where steps 0, 3 and 6 learn, and nowhere between."""
+    settings, store = {"target_every": 3, "warmup": 1, "lr": 1e-3, "schedule": "constant"}, str(catch_store)
+    if kind == "MuZero":
+        with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+            short = ["model.frames=2", "model.unroll=2", "model.td_steps=1"]
+            small = plain(sized(compose("train", ["model=muzero", *SMALL, *short]).model))
+        learner: Any = MuZeroLearner(small, CARD, ACTIONS, row_noise=False, **settings)
+        data: Any = ReanalyseDataModule(store, batch_size=4, length=5, left_padding=1, right_padding=4)
+    else:
+        learner = OfflineQLearner(model("ActionValues"), CARD, ACTIONS, burn_in=0, **settings)
+        data = StoreDataModule(store, batch_size=4, length=4)
+    equal: list[int] = []
+
+    class Watching(L.Callback):
+        def on_before_backward(self, trainer: L.Trainer, learner: Any, loss: torch.Tensor) -> None:
+            pairs = zip(learner.model.parameters(), learner.target.module.parameters(), strict=True)
+            if all(torch.equal(own, other) for own, other in pairs):
+                equal.append(trainer.global_step)
+
+    trainer = L.Trainer(
+        max_steps=7, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, callbacks=[Watching()],
+    )  # fmt: skip
+    trainer.fit(learner, data)
+    assert (trainer.global_step, equal) == (7, [0, 3, 6])
+
+
 def test_settings_out_of_range() -> None:
     for wrong in ({"steps_ahead": 0}, {"target_every": 0}, {"conservative": -1.0}):
         with pytest.raises(UserError, match="learner.steps_ahead"):
@@ -262,6 +301,22 @@ def test_a_lost_life_ends_a_dream_where_it_is_to(dreamer: Any, ends: bool) -> No
     rollout = learner.dream(segment, 0, generator())
     assert rollout["terminated"].tolist() == [[ends, False, False]] * 40
     assert (rollout["alive"][:, 1] == (not ends)).all()
+
+
+def test_a_world_model_without_frames_is_refused(dreamer: Any, catch_store: Path) -> None:
+    """In dreams that a policy learns from, in those that are shown, and as an environment."""
+    learner, segment = dreamer(horizon=2)
+    model, policy = muzero(actions=ACTIONS), RandomPolicy(ACTIONS)
+    learner._teacher = Apart(model)
+    with pytest.raises(UserError, match=r"gives no frames.*without learner=.*model\.probe"):
+        learner.dream(segment, 0, generator())
+    with pytest.raises(UserError, match="gives no frames"):
+        imagine(model, policy, segment, 1, generator())
+    env = ImaginationEnv(model, Store.open(catch_store), 2, left_padding=4, actions=ACTIONS)
+    env.reset(seed=0)
+    with pytest.raises(UserError, match="gives no frames"):
+        env.step(np.zeros(2, int))
+    assert imagine(muzero("model.probe={hidden:8}", actions=ACTIONS), policy, segment, 1, generator()).obs.shape[1] == 2
 
 
 def test_rows_without_a_place_to_begin_anew_count_no_more(dreamer: Any) -> None:

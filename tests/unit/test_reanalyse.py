@@ -1,5 +1,6 @@
 """Reanalyse: both ways give the same targets, only the target network decides them, and nothing is searched twice."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from worldmodels.learners.muzero import searching
 from worldmodels.learners.policy import Apart
 from worldmodels.learners.reanalysing import RUN, Chunks, reanalyse
 from worldmodels.models.muzero import MuZero
-from worldmodels.models.muzero_loss import KNOWN, POLICY, VALUE
+from worldmodels.models.muzero_loss import POLICY, POLICY_KNOWN, VALUE, VALUE_KNOWN
 from worldmodels.types import UserError
 
 GUMBEL = {"_target_": "worldmodels.planning.planners.gumbel", "num_simulations": 6}
@@ -78,8 +79,8 @@ def test_bulk_and_batches_give_the_same_targets(store: Store, model: MuZero, tmp
     assert searched.sum() > 10
     torch.testing.assert_close(fresh.side[POLICY][searched], kept.side[POLICY][searched])
     torch.testing.assert_close(fresh.side[VALUE][searched], kept.side[VALUE][searched])
-    assert (kept.side[SOURCE][kept.side[KNOWN]] == STORED).all()
-    assert set(kept.side[AGE][kept.side[KNOWN]].tolist()) == {7}  # 12 steps, of which the version has seen 5
+    assert (kept.side[SOURCE][kept.side[VALUE_KNOWN]] == STORED).all()
+    assert set(kept.side[AGE][kept.side[VALUE_KNOWN]].tolist()) == {7}  # 12 steps, of which the version has seen 5
     other = data.targeted(batch(data), learner(model, noise_key=(8, 0)))
     assert not torch.equal(other.side[POLICY], fresh.side[POLICY])
 
@@ -104,7 +105,7 @@ def test_the_fraction_is_the_share_of_windows_that_is_searched(store: Store, mod
     fresh = ((segment.side[SOURCE] == FRESH) & segment.mask).any(1)
     assert fresh.sum() <= fraction * 8
     assert (~segment.mask[~fresh, 1:4].any(1)).sum() + fresh.sum() >= fraction * 8  # but windows that are all padding
-    logged = segment.side[KNOWN] & (segment.side[SOURCE] == LOGGED)
+    logged = segment.side[VALUE_KNOWN] & (segment.side[SOURCE] == LOGGED)
     action = model.index[segment.action[logged]]
     assert (segment.side[POLICY][logged].argmax(-1) == action).all()
     again = data.targeted(batch(data), learner(model))
@@ -126,6 +127,18 @@ def test_logged_values_are_returns_to_the_end() -> None:
     value, known = returns_to_go(reward, ended, np.array([0, 3, 5]), 0.5)
     assert value.tolist() == [1.5, 1.0, 2.0, 5.5, 1.0]
     assert known.tolist() == [True, True, True, False, False]  # the second episode was cut
+
+
+def test_logged_actions_teach_where_an_episode_was_cut(tmp_path: Path, model: MuZero) -> None:
+    """And its return does not, as nobody knows it."""
+    path = tmp_path / "cut"
+    with Store.create(path, build({**PLAY, "_target_": f"{CATCH}_card", "seed": 0})) as store:
+        for episode in build({**PLAY, "_target_": f"{CATCH}_play"}, steps=60, seed=0):
+            store.append(replace(episode, terminated=episode.truncated, truncated=episode.terminated))
+    data = ReanalyseDataModule(str(path), fraction=0.0, **WINDOWS)
+    segment = data.targeted(batch(data), learner(model))
+    assert torch.equal(segment.side[POLICY_KNOWN], segment.mask) and not segment.side[VALUE_KNOWN].any()
+    assert model.loss(segment)[1]["loss_policy"] > 0
 
 
 def test_a_row_is_searched_alone_as_in_a_batch(store: Store, model: MuZero) -> None:
@@ -181,8 +194,8 @@ def test_two_stores_each_with_a_version(tmp_path: Path, model: MuZero) -> None:
     data = ReanalyseDataModule(paths, fraction=0.0, version=["v0", "v1"], **WINDOWS)
     segment = data.targeted(batch(data), learner(model, step=10))
     for k in range(2):
-        rows = segment.side[KNOWN][segment.side["store"] == k]
-        assert set(segment.side[AGE][segment.side["store"] == k][rows].tolist()) <= {10 - k}
+        rows = segment.side[VALUE_KNOWN][segment.side["store"] == k]
+        assert set(segment.side[AGE][segment.side["store"] == k][rows].tolist()) == {10 - k}
     half = ReanalyseDataModule(paths, fraction=0.0, version=["v0", None], **WINDOWS)
     segment = half.targeted(batch(half), learner(model, step=10))
     assert (segment.side[SOURCE][segment.side["store"] == 1] == LOGGED).all()
@@ -213,7 +226,7 @@ def test_stores_that_grow_beside_the_training(tmp_path: Path, model: MuZero) -> 
     grow(stores[0].path, 5)
     data.store.stores[0].refresh()  # as reading does where an episode was sealed meanwhile
     after = data.targeted(segment, learner(model))
-    assert torch.equal(before.side[KNOWN], after.side[KNOWN])
+    assert torch.equal(before.side[VALUE_KNOWN], after.side[VALUE_KNOWN])
     assert torch.equal(before.side[VALUE], after.side[VALUE])
     alone = ReanalyseDataModule(paths[0], **settings)
     alone.targeted(batch(alone), learner(model))
@@ -273,14 +286,14 @@ def test_actions_that_the_model_has_not(store: Store, tmp_path: Path) -> None:
     strange = (few.index[segment.action] < 0) & segment.mask
     assert strange[:, 1:4].any()
     cloned = data.targeted(segment, learner(few, search=None, noise_key=None))
-    assert not cloned.side[KNOWN][strange].any()
+    assert not cloned.side[VALUE_KNOWN][strange].any()
     assert (cloned.side[SOURCE] == FRESH).any()
     reanalyse(store, few, None, "clone", tmp_path / "clone", CPU, step=0)
     taken = few.index[torch.from_numpy(store.column("action").astype(np.int64))] >= 0
     assert np.array_equal(~np.ma.getmaskarray(store.side(COLUMNS["value"], "clone")), taken.numpy())
     reanalyse(store, few, searching(GUMBEL), "searched", tmp_path / "searched", CPU, (7, 0), step=0)
     stored = ReanalyseDataModule(str(store.path), fraction=0.0, version="searched", **WINDOWS)
-    assert torch.equal(stored.targeted(segment, learner(few)).side[KNOWN], segment.mask)
+    assert torch.equal(stored.targeted(segment, learner(few)).side[VALUE_KNOWN], segment.mask)
 
 
 def test_without_a_version_no_policy_is_held(store: Store, model: MuZero) -> None:
@@ -310,6 +323,8 @@ def test_mistakes(store: Store, model: MuZero, tmp_path: Path) -> None:
         ReanalyseDataModule(path, version="nowhere")
     with pytest.raises(UserError, match="no side column.*/7"):
         ReanalyseDataModule(path, version=7)
+    with pytest.raises(UserError, match=r"no replay\.store.*store=\[\.\.\.\]"):
+        ReanalyseDataModule(path, replay={"store": str(catch(tmp_path / "other", 1, 60).path)})
     with pytest.raises(UserError, match="one for each"):
         ReanalyseDataModule(path, version=["a", "b"])
     about = {"family": "muzero", "store": "another", "version": "theirs", "actions": [0, 3, 4], "step": 1}
@@ -324,16 +339,21 @@ def test_mistakes(store: Store, model: MuZero, tmp_path: Path) -> None:
         data.targeted(batch(data), learner(other))
 
 
-def test_a_network_without_numbers_is_told(store: Store, model: MuZero) -> None:
+def test_a_network_without_numbers_is_told(store: Store, model: MuZero, tmp_path: Path) -> None:
     data = ReanalyseDataModule(str(store.path), **WINDOWS)
     with torch.no_grad():
         model.policy.output.weight.fill_(torch.nan)
-    with pytest.raises(UserError, match=r"prior_logits is no finite number in row \d+"):
-        data.targeted(batch(data), learner(model))
+    where = r"in batch 3 \(optimizer step 4, rank 0\): the model's "
+    with pytest.raises(UserError, match=where + r"prior_logits is no finite number in row \d+"):
+        data.targeted(batch(data), learner(model, step=4))
+    with pytest.raises(
+        UserError, match=r"in chunk 0 of .*catch: the model's prior_logits is no finite number in row 0"
+    ):
+        reanalyse(store, model, searching(GUMBEL), "broken", tmp_path, CPU, step=0)
     with torch.no_grad():
         model.policy.output.weight.zero_()
         model.value.layer.weight.fill_(torch.nan)
-    with pytest.raises(UserError, match=r"value is no finite number in row \d+"):
+    with pytest.raises(UserError, match=where.replace("4", "0") + r"value is no finite number in row \d+"):
         data.targeted(batch(data), learner(model, search=None, noise_key=None))
 
 

@@ -18,7 +18,7 @@ class Entry:
     """A policy that may play.
 
     Args:
-        policy: on the CPU.
+        policy: on the device that was asked for.
         agent: name that its runs go under.
         run: the same for every evaluation of one trained policy, and for every seed of an untrained one.
         game: ALE's name.
@@ -54,8 +54,8 @@ class Entry:
         }
 
 
-def enter(cfg: DictConfig) -> Entry:
-    """The entry that the settings of conf/evaluate.yaml describe.
+def enter(cfg: DictConfig, device: str = "cpu") -> Entry:
+    """The entry that the settings of conf/evaluate.yaml describe, its policy on `device`.
 
     Raises:
         UserError: they name no policy or two, or what they name does not fit together.
@@ -74,7 +74,7 @@ def enter(cfg: DictConfig) -> Entry:
     if cfg.checkpoint is not None:
         from worldmodels.portable.folder import digest_of, folder_of
 
-        policy, card = _trained(cfg)
+        policy, card = _trained(cfg, device)
         path = Path(cfg.checkpoint).resolve()
         run, agent = digest_of(path)[:12], (folder_of(path) or path.parent).name
     game = _game(cfg, card)
@@ -105,7 +105,7 @@ def enter(cfg: DictConfig) -> Entry:
     return Entry(policy, cfg.agent or agent, run, game, allowed, rules, frames, *asked, identity)
 
 
-def _trained(cfg: DictConfig) -> tuple[Any, dict[str, Any]]:
+def _trained(cfg: DictConfig, device: str) -> tuple[Any, dict[str, Any]]:
     """The policy of a checkpoint and the card of its log; a MuZero acts by its search, or by the one asked for."""
     from worldmodels.config import read_checkpoint
 
@@ -113,13 +113,13 @@ def _trained(cfg: DictConfig) -> tuple[Any, dict[str, Any]]:
     if "search" in given:
         from worldmodels.learners.acting import muzero_policy
 
-        return muzero_policy(cfg.checkpoint, plain(cfg.planner), _game(cfg, given["card"]))
+        return muzero_policy(cfg.checkpoint, plain(cfg.planner), _game(cfg, given["card"]), device)
     from worldmodels.learners.policy import load_policy
 
     if cfg.planner:
         raise UserError(f"{cfg.checkpoint} holds no MuZero, which alone can search; leave planner=... out")
     policy, card = load_policy(cfg.checkpoint)
-    return policy.play(_game(cfg, card)), card
+    return policy.play(_game(cfg, card)).to(device), card
 
 
 def _game(cfg: DictConfig, card: dict[str, Any] | None) -> str:

@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is finished stays
     began, out = time.monotonic(), Path(cfg.out).absolute()
     device = accelerator(cfg.device, "device")
-    entry = enter(cfg)
+    entry = enter(cfg, device)
     settings = {**plain(cfg), "evaluation": entry.identity}
     if finished(out, settings):
         return
@@ -39,8 +39,6 @@ def main(cfg: DictConfig) -> None:
         check_agent(path, earlier, entry.agent)
         lines = {line["episode"]: line for line in earlier if line["episode"] < cfg.episodes}
         task = bar.add_task(entry.game, total=cfg.episodes, completed=len(lines))
-        if hasattr(entry.policy, "to"):
-            entry.policy.to(device)  # pyrefly: ignore
         for game in play(
             entry.policy, env, entry.rules, entry.allowed, cfg.episodes, cfg.seed, set(lines), device,
             cfg.films, cfg.film_steps, lambda steps: bar.update(task, description=f"{entry.game}, {steps:,} steps"),

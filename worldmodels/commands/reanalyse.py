@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> None:
     from worldmodels.data.store import Store
     from worldmodels.data.transforms import Transform
     from worldmodels.hardware import accelerator, tune_allocator
-    from worldmodels.learners.muzero import load_muzero, searching, takes_gumbel
+    from worldmodels.learners.muzero import load_muzero, refuse_more, searching, takes_gumbel
     from worldmodels.learners.reanalysing import reanalyse
     from worldmodels.portable.folder import digest_of
 
@@ -32,6 +32,7 @@ def main(cfg: DictConfig) -> None:
     model, given = load_muzero(cfg.checkpoint)
     store, transform = Store.open(on_disk(cfg.store)), Transform(**given["transform"])
     check_fits(transform.card(store.card), given["card"], f"the checkpoint {cfg.checkpoint}")
+    refuse_more(plain(cfg.planner), len(model.actions))
     search, step = plain(cfg.planner) or given["search"], given["global_step"]
     noise = (cfg.seed, step // given["target_every"]) if given["row_noise"] and takes_gumbel(search) else None
     facts = {"model_sha256": digest_of(cfg.checkpoint), "step": step, "planner": search, "noise": noise}

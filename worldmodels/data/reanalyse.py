@@ -22,7 +22,7 @@ from worldmodels.data.mixing import Mixture
 from worldmodels.data.sampling import WindowSampler, share_before
 from worldmodels.data.targets import COLUMNS, Logged, check_fraction, pinned
 from worldmodels.models.muzero import MuZero
-from worldmodels.models.muzero_loss import KNOWN, POLICY, VALUE
+from worldmodels.models.muzero_loss import POLICY, POLICY_KNOWN, VALUE, VALUE_KNOWN
 from worldmodels.nn.equivariant import expand_once
 from worldmodels.ops.draws import row_gumbel
 from worldmodels.planning.planners import Planner
@@ -49,7 +49,13 @@ class Searched(NamedTuple):
 
 @torch.no_grad()
 def search_rows(
-    model: MuZero, segment: Segment, rows: Sequence[int], chosen: Tensor, search: Planner | None, noise: Tensor | None
+    model: MuZero,
+    segment: Segment,
+    rows: Sequence[int],
+    chosen: Tensor,
+    search: Planner | None,
+    noise: Tensor | None,
+    where: str = "in a batch",
 ) -> Searched:
     """Search again from logged frames.
 
@@ -61,12 +67,16 @@ def search_rows(
         search: a search of `planning` with its settings; None: the logged action, which must be one of the model's
             in all wanted rows, and the network's own value.
         noise: (R, A) Gumbel noise of the wanted rows, in the order of `chosen`; None: none.
+        where: the windows are, for the error.
 
     Raises:
         UserError: the network gave a number that is not finite; told by the search.
     """
     with expand_once(model):
-        return _searched(model, segment, rows, chosen.flatten(), search, noise)
+        try:
+            return _searched(model, segment, rows, chosen.flatten(), search, noise)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
 
 
 def _searched(
@@ -88,7 +98,7 @@ class ReanalyseDataModule(StoreDataModule):
     A share of all windows, `fraction`, is searched again by the learner's target network on the device, once the batch
     is there. The rest takes the targets of one version of the side columns that `worldmodels reanalyse` writes, where a
     row has them, and otherwise what was logged: the action, and the discounted return to the end of the episode, which
-    is unknown where the episode was cut. `side["target_source"]` and `side["target_age"]` tell what each is.
+    alone is unknown where the episode was cut. `side["target_source"]` and `side["target_age"]` tell what each is.
 
     Where a pinned version says that some episodes are `fresh`, as play that has gone on beside the training does, the
     windows that are not searched again are from these, and only the others from all.
@@ -101,7 +111,7 @@ class ReanalyseDataModule(StoreDataModule):
         settings: as of `StoreDataModule`.
 
     Raises:
-        UserError: a fraction outside 0..1, a version that is not there, or one of another store or model.
+        UserError: a fraction outside 0..1, a version that is not there, or one of another store or model, or `replay`.
     """
 
     def __init__(
@@ -113,6 +123,8 @@ class ReanalyseDataModule(StoreDataModule):
     ) -> None:
         check_fraction(fraction)
         super().__init__(store, **settings)
+        if self._replay is not None:  # its windows are numbered otherwise than the rows that have targets
+            raise UserError("data=reanalyse has no replay.store; give its stores and this one together, as store=[...]")
         self.keep_starts = True
         self.fraction = fraction
         stores = self.store.stores if isinstance(self.store, Mixture) else [self.store]
@@ -153,7 +165,8 @@ class ReanalyseDataModule(StoreDataModule):
         logged = F.one_hot(place.clamp(min=0), len(model.actions)).float()
         stored = step >= 0
         policy = torch.where(stored[..., None], policy, logged)
-        known = known & batch.mask & (stored | (place >= 0))
+        acted = batch.mask & (stored | (place >= 0))
+        known = known & acted
         source = torch.where(stored, STORED, LOGGED)
         age = torch.where(stored, learner.global_step - step, 0).clamp(min=0)
         k = learner.batch_number()
@@ -172,10 +185,12 @@ class ReanalyseDataModule(StoreDataModule):
                 mine = number[at[0].cpu().numpy(), at[1].cpu().numpy()]  # a tensor of one row counts as a number
                 mine = mine - firsts[np.searchsorted(ends, mine, side="right")]  # its number in its own store
                 noise = row_gumbel(mine, len(model.actions), *learner.noise_key).to(device)
-            found = search_rows(model, batch, rows, chosen, learner.search, noise)
+            told = f"in batch {k} (optimizer step {learner.global_step}, rank {learner.global_rank})"
+            found = search_rows(model, batch, rows, chosen, learner.search, noise, told)
             policy[at], value[at] = found.policy, found.value
-            known[at], source[at], age[at] = True, FRESH, learner.global_step - learner.target_step
-        targets = {POLICY: policy, VALUE: value, KNOWN: known, SOURCE: source, AGE: age}
+            acted[at] = known[at] = True
+            source[at], age[at] = FRESH, learner.global_step - learner.target_step
+        targets = {POLICY: policy, POLICY_KNOWN: acted, VALUE: value, VALUE_KNOWN: known, SOURCE: source, AGE: age}
         return replace(batch, side=batch.side | targets)
 
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:

@@ -65,7 +65,8 @@ def play(
     Args:
         policy: sees frames (N, C, H, W) uint8 on `device`.
         env: a vector environment that `rules` were given to (`open_games`), with actions in the 18-action set.
-        rules: temperature and epsilon are heeded here, the others by `env`.
+        rules: temperature and epsilon are heeded here, the others by `env`. The temperature multiplies the policy's
+            own; one without any, as that of Gumbel MuZero's search, takes its best action by all rules.
         allowed: the actions that may be taken.
         episodes: how many there are.
         seed: decides everything that is random, with the number of slots.

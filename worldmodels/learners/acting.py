@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldmodels.learners.muzero import load_muzero, searching
+from worldmodels.learners.muzero import load_muzero, refuse_more, searching
 from worldmodels.models.muzero import MuZero
 from worldmodels.planning.policy import SearchPolicy
 from worldmodels.planning.tree import Root
 from worldmodels.types import RecurrentOutput, State, UserError
 
 PRIOR = {"_target_": "worldmodels.planning.planners.prior"}
+DRAWING = (".prior", ".puct", ".sampled")
+"""Searches whose `temperature` is that of the action; Gumbel MuZero has none, and one step means another by it."""
 
 
 class Eyes:
@@ -64,7 +66,10 @@ class Eyes:
 
 
 def muzero_policy(
-    checkpoint: str | Path, planner: Mapping[str, Any] | None = None, game: str | None = None
+    checkpoint: str | Path,
+    planner: Mapping[str, Any] | None = None,
+    game: str | None = None,
+    device: str = "cpu",
 ) -> tuple[SearchPolicy, dict[str, Any]]:
     """The policy of a checkpoint, and the dataset card of its log.
 
@@ -73,13 +78,16 @@ def muzero_policy(
         planner: settings of the search, as conf/planner has them; by default those that it was trained with and, for a
             clone, its policy without a search. With a search the best action is taken, without one it is drawn.
         game: that it is to play, by name; by default the only one that it learned.
+        device: where it acts.
 
     Raises:
-        UserError: as `load_muzero`.
+        UserError: as `load_muzero`, or the planner is to consider more actions than the game has.
     """
     model, given = load_muzero(checkpoint)
     settings = dict(planner or given["search"] or PRIOR)
-    return as_policy(model, settings, game=game), given["card"]
+    policy = as_policy(model.to(device), settings, game=game)
+    refuse_more(planner, len(policy.actions))
+    return policy, given["card"]
 
 
 def as_policy(
@@ -106,4 +114,5 @@ def as_policy(
     noise = settings["_target_"] == PRIOR["_target_"] if noise is None else noise
 
     step = model.recurrent if model.games is None else eyes.recurrent
-    return SearchPolicy(eyes.begin, eyes.see, step, search, eyes.actions, noise)
+    temperature = settings.get("temperature", 1.0) if settings["_target_"].endswith(DRAWING) else None
+    return SearchPolicy(eyes.begin, eyes.see, step, search, eyes.actions, noise, temperature)

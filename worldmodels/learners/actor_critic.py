@@ -181,7 +181,7 @@ class ActorCriticLearner(PolicyLearner):
             real, more = logged_loss(self, segment)
             loss = loss + self.hparams["real_weight"] * real
             metrics |= {f"{name}_real": value for name, value in more.items()}
-        self.refuse_broken(loss)
+        self.refuse_broken(loss, metrics)
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=segment.batch_size)
         return loss
 
@@ -234,8 +234,7 @@ class ActorCriticLearner(PolicyLearner):
                 if legal is not None:
                     note(legal=legal)
                 world, step = model.step(world, action, generator)
-                assert step.frame is not None, "a policy of frames needs a world model that gives frames"
-                frame = step.frame
+                frame = step.seen()
                 value = torch.zeros_like(step.reward)
                 if step.truncated.any():
                     value = policy.critic.mean(policy.encoder(frame, memory)[0])

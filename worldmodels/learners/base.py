@@ -1,6 +1,6 @@
 """What every learner has: a score that chooses its best checkpoint, noise by batch, its optimiser and its means."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodels.learners.means import GameMeans, over_games
-from worldmodels.types import UserError
+from worldmodels.types import Metrics, UserError
 
 SCHEDULES = ("constant", "cosine", "linear")
 NOT_DECAYED = (nn.Embedding, nn.GroupNorm, nn.LayerNorm)
@@ -46,7 +46,9 @@ class Learner(L.LightningModule):
 
     score: Score
     model: Any
-    _bad: tuple[Tensor, Tensor] | None = None  # number and loss of the first bad batch, -1 while there is none
+    # of the first bad batch its number (-1 while there is none), step and term, (3,) int64, and its loss
+    _bad: tuple[Tensor, Tensor] | None = None
+    _terms: Sequence[str] = ()
 
     def check_settings(self) -> None:
         """Refuse an unknown schedule, a seed or actions that are none; for after `save_hyperparameters`."""
@@ -94,40 +96,47 @@ class Learner(L.LightningModule):
         key = sequence.generate_state(1, np.uint64)
         return torch.Generator(self.device).manual_seed(int(key[0] >> 1))
 
-    def refuse_broken(self, loss: Tensor, now: bool = False) -> None:
+    def refuse_broken(self, loss: Tensor, metrics: Metrics, now: bool = False) -> None:
         """Refuse to go on from a loss that is not finite, if it is time to look at them.
 
         Args:
             loss: of the batch at hand.
+            metrics: with the loss's terms among them.
             now: look at once, where the device is waited for in any case.
 
         Raises:
-            UserError: naming the batch.
+            UserError: naming the batch, the step and the term.
         """
         batch = self.batch_number()
-        self._note(batch, loss.detach())
+        self._note(batch, loss.detach(), {k: v for k, v in metrics.items() if v.ndim == 0 and k != "loss"})
         if now or batch % LOOK_EVERY.get(self.device.type, 50) == 0:
             self._refuse_bad(batch)
 
-    def _note(self, batch: int, loss: Tensor) -> None:
-        """Keep number and loss of the first bad batch, without waiting for the device."""
+    def _note(self, batch: int, loss: Tensor, terms: Metrics) -> None:
+        """Keep what is told of the first bad batch, without waiting for the device."""
         if self._bad is None:
-            self._bad = torch.full_like(loss, -1, dtype=torch.int64), torch.zeros_like(loss)
-        number, kept = self._bad
-        new = (number < 0) & ~loss.isfinite()
-        self._bad = torch.where(new, batch, number), torch.where(new, loss, kept)
+            self._bad = loss.new_full((3,), -1, dtype=torch.int64), torch.zeros_like(loss)
+        place, kept = self._bad
+        self._terms = [*terms, "loss"]  # itself the last, since it may overflow where none of them does
+        term = torch.stack([*terms.values(), loss]).isfinite().logical_not().int().argmax()
+        here = torch.stack([torch.full_like(term, batch), torch.full_like(term, self.global_step), term])
+        new = (place[0] < 0) & ~loss.isfinite()
+        self._bad = torch.where(new, here, place), torch.where(new, loss, kept)
 
     def _refuse_bad(self, present: int | None = None) -> None:
         """Raise where a batch was bad; the weights are still whole, and may be kept, where it is the present one."""
-        if self._bad is None or (batch := int(self._bad[0])) < 0:
+        if self._bad is None or (place := self._bad[0].tolist())[0] < 0:
             return
-        loss = self._bad[1].item()
+        (batch, step, term), loss = place, self._bad[1].item()
         if batch == present:
             self._bad = None
+        first = self._terms[term]
+        why = "" if first == "loss" else f", and {first} the first of its terms that is not finite"
         go_on = "what last.ckpt holds is from before it: go on with trainer.precision=32-true, or begin again with"
         raise UserError(
-            f"the loss of batch {batch} (seed {self.hparams['seed']}, rank {self.global_rank}) is {loss}; "
-            f"{go_on if batch else 'nothing was learned before it: begin again with trainer.precision=32-true, or'} "
+            f"the loss of batch {batch} (optimizer step {step}, seed {self.hparams['seed']}, rank {self.global_rank}) "
+            f"is {loss}{why}; "
+            f"{go_on if step else 'nothing was learned before it: begin again with trainer.precision=32-true, or'} "
             "resume=never and a lower learner.lr"
         )
 

@@ -82,7 +82,7 @@ class CloningLearner(PolicyLearner):
     def training_step(self, segment: Segment, batch_idx: int) -> Tensor:
         """Negative log-likelihood of the actions, and the critic's loss."""
         loss, metrics = logged_loss(self, segment)
-        self.refuse_broken(loss)
+        self.refuse_broken(loss, metrics)
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=segment.batch_size)
         return loss
 

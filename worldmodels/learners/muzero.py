@@ -39,6 +39,22 @@ def searching(settings: Mapping[str, Any] | None) -> Planner | None:
     return build(settings)
 
 
+def refuse_more(settings: Mapping[str, Any] | None, legal: int) -> None:
+    """Refuse a search that was chosen to consider more actions than the `legal` ones.
+
+    Where fewer are legal in one state a search considers these, so that what a checkpoint has is searched with anyway.
+
+    Raises:
+        UserError: it would.
+    """
+    considered = (settings or {}).get("max_considered")
+    if type(considered) is int and considered > legal:
+        raise UserError(
+            f"the search's max_considered={considered} is more than the {legal} legal actions: give at most {legal}, "
+            "or null for as many as there are, up to 16"
+        )
+
+
 def takes_gumbel(settings: Mapping[str, Any] | None) -> bool:
     """Whether the noise of a search is Gumbel's: that of others is drawn otherwise, and to be of another kind."""
     return settings is not None and str(settings["_target_"]).endswith((".gumbel", ".one_step"))
@@ -99,6 +115,7 @@ class MuZeroLearner(Targeted):
             raise UserError(f"learner.target_every={target_every} must be at least 1")
         self.model = build_policy(model, card, actions, "MuZero")
         self.search = searching(search)
+        refuse_more(search, len(self.model.actions))
         if search is not None and row_noise and not takes_gumbel(search):
             raise UserError(f"{search['_target_']} takes no Gumbel noise: give learner.row_noise=false with it")
 
@@ -177,7 +194,7 @@ class MuZeroLearner(Targeted):
         """The model's loss, with how old its targets were."""
         loss, metrics = self.model.loss(self._clipped(segment), self.noise())
         drawn = "importance" in segment.side
-        self.refuse_broken(loss, now=drawn)
+        self.refuse_broken(loss, metrics, now=drawn)
         each = metrics.pop("window_loss")
         if drawn:
             datamodule: Any = self.trainer.datamodule  # pyrefly: ignore

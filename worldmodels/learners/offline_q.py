@@ -82,7 +82,7 @@ class OfflineQLearner(Targeted, PolicyLearner):
         if self.global_step % self.hparams["target_every"] == 0:
             self.renew_target()
         loss, metrics = self._loss(segment)
-        self.refuse_broken(loss)
+        self.refuse_broken(loss, metrics)
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=segment.batch_size)
         return loss
 

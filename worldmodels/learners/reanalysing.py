@@ -115,7 +115,8 @@ class Reanalyser(L.LightningModule):
         noise = None
         if self.noise_key is not None:
             noise = row_gumbel(number, len(self.model.actions), *self.noise_key).to(self.device)
-        found = search_rows(self.model, segment, rows, chosen, self.search, noise)
+        where = f"in chunk {chunk.index} of {self.chunks.store.path}"
+        found = search_rows(self.model, segment, rows, chosen, self.search, noise, where)
         return {"index": chunk.index, "rows": number, "policy": found.policy.cpu(), "value": found.value.cpu()}
 
     def transfer_batch_to_device(self, batch: Chunk, device: torch.device, dataloader_idx: int) -> Chunk:

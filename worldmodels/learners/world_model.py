@@ -109,7 +109,7 @@ class WorldModelLearner(Learner):
         """The model's own loss; its noise is a function of (seed, rank, batch number), so that resuming is exact."""
         loss, metrics = self.model.loss(segment, self.noise())
         drawn = "window_loss" in metrics and "starts" in segment.side  # its losses are waited for in any case
-        self.refuse_broken(loss, now=drawn)
+        self.refuse_broken(loss, metrics, now=drawn)
         each = metrics.pop("window_loss", None)
         if self._start is not None:
             metrics["start_distance"] = (distance := self._start.distance(self.model)).detach()

@@ -48,8 +48,8 @@ class MuZero(nn.Module):
     learns values of 0 behind the end in its place. Nothing is therefore learned from rows behind an end.
 
     Targets by row are in the segment's `side`: `target_policy` (B, T, A) and `target_value` (B, T) float32, and
-    `target_known` (B, T) bool. Without them the logged action is the policy, and rewards and the model's own values
-    make the value: cloning, with a value beside it.
+    `target_policy_known` and `target_value_known` (B, T) bool. Without them the logged action is the policy, and
+    rewards and the model's own values make the value: cloning, with a value beside it.
 
     Args:
         image_channels: C.

@@ -17,8 +17,10 @@ from worldmodels.ops.groups import action_table, move_windows
 from worldmodels.ops.returns import n_step
 from worldmodels.types import Metrics, Segment, UserError
 
-POLICY, VALUE, KNOWN = "target_policy", "target_value", "target_known"
-"""Columns of a segment's `side` that hold targets by row: (B, T, A) float32, (B, T) float32, (B, T) bool."""
+POLICY, VALUE = "target_policy", "target_value"
+"""Columns of a segment's `side` that hold targets by row: (B, T, A) and (B, T) float32."""
+POLICY_KNOWN, VALUE_KNOWN = "target_policy_known", "target_value_known"
+"""Beside them, (B, T) bool, which rows have one: where play was cut the logged actions are known and no return is."""
 NEVER = -1e9
 """Logit of an action that a game does not have."""
 
@@ -158,7 +160,7 @@ class Targets(NamedTuple):
         """
         columns = segment.side if POLICY in segment.side else own_targets(model, segment)
         first, k = model.frames - 1, model.unroll
-        known, own = columns[KNOWN] & segment.mask, columns[VALUE].float()
+        known, own = columns[VALUE_KNOWN] & segment.mask, columns[VALUE].float()
         followed = segment.mask & segment.next_mask & ~segment.terminated & ~segment.truncated
         stop = ~followed & ~segment.terminated
         row = torch.arange(segment.length, device=own.device)
@@ -189,7 +191,7 @@ class Targets(NamedTuple):
             reward = torch.cat([part.cumsum(1) for part in reward.split(model.horizon, 1)], 1)
         return cls(
             policy=F.pad(columns[POLICY].float(), (0, 0, 0, pad))[:, first : first + k + 1],
-            policy_known=reached & unrolled(known),
+            policy_known=reached & unrolled(columns[POLICY_KNOWN]),
             value=unrolled(value),
             value_known=reached & unrolled(value_known),
             reward=reward,
@@ -219,8 +221,8 @@ def own_targets(model: Any, segment: Segment) -> dict[str, Tensor]:
     state = model.root(*model.contexts(segment, range(segment.length)))
     value = model.roots(state)[1].unflatten(0, (-1, segment.length))
     place = model.places(segment)
-    policy = F.one_hot(place.clamp(min=0), len(model.actions)).float()
-    return {POLICY: policy, VALUE: value, KNOWN: segment.mask & (place >= 0)}
+    policy, known = F.one_hot(place.clamp(min=0), len(model.actions)).float(), segment.mask & (place >= 0)
+    return {POLICY: policy, VALUE: value, POLICY_KNOWN: known, VALUE_KNOWN: known}
 
 
 def _consistency(model: Any, segment: Segment, latent: Tensor, generator: torch.Generator | None) -> Tensor:

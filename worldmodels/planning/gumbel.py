@@ -10,6 +10,9 @@ from worldmodels.planning.torch_tree import completed_q, halving_score, scaled
 from worldmodels.planning.tree import Halving, Plot, Root, SearchResult, check, grow, legal_logits, sparing
 from worldmodels.types import Recurrent, UserError
 
+MAX_CONSIDERED = 16
+"""Actions that sequential halving begins with, where nothing else is said (Danihelka et al. 2022)."""
+
 
 @sparing
 def gumbel_search(
@@ -17,7 +20,7 @@ def gumbel_search(
     root: Root,
     num_simulations: int,
     *,
-    max_considered: int = 16,
+    max_considered: int | None = None,
     invalid: Tensor | None = None,
     invalid_inside: Tensor | None = None,
     noise: Tensor | None = None,
@@ -36,7 +39,7 @@ def gumbel_search(
         recurrent: the model; a discount of 0 ends the episode, prior_logits of -inf forbid an action.
         root: logits, value and state of the roots.
         num_simulations: nodes to add to each tree.
-        max_considered: actions that sequential halving begins with; fewer where fewer are legal.
+        max_considered: actions that sequential halving begins with, by default 16; fewer where fewer are legal.
         invalid: (B, A) bool, true for actions that are illegal at the root.
         invalid_inside: (B, A) bool, true for actions that are illegal at every node below.
         noise: (B, A) standard Gumbel draws.
@@ -51,6 +54,7 @@ def gumbel_search(
         UserError: a setting is out of range, shapes do not agree, a node has no legal action, or the model returns NaN.
     """
     check(root, num_simulations, max_depth, invalid=invalid, invalid_inside=invalid_inside)
+    max_considered = MAX_CONSIDERED if max_considered is None else max_considered
     if type(max_considered) is not int or max_considered < 1:
         raise UserError(f"max_considered={max_considered} must be a whole number of at least 1")
     logits = legal_logits(root.prior_logits, invalid)

@@ -10,7 +10,7 @@ from worldmodels.planning.tree import Root, SearchResult
 from worldmodels.types import Recurrent, State
 
 
-@dataclass(frozen=True)
+@dataclass
 class SearchPolicy:
     """Acts by a new search at every step; a `types.Policy`.
 
@@ -23,6 +23,8 @@ class SearchPolicy:
             them; called as search(recurrent, root, generator=...).
         actions: (A,) ALE's index of each action of the search.
         noise: explore with the generator that `act` is given; false acts as well as the search can.
+        temperature: of the action that a search with noise draws, 0 for the best one, for searches that take it; None
+            leaves it to the search. Without noise none draws: a search takes the action that it thinks best.
     """
 
     begin: Callable[[int], State]
@@ -31,6 +33,7 @@ class SearchPolicy:
     search: Callable[..., SearchResult]
     actions: Sequence[int]
     noise: bool = False
+    temperature: float | None = None
 
     def start(self, n: int) -> State:
         """The state of `n` fresh rows."""
@@ -40,7 +43,8 @@ class SearchPolicy:
     def act(self, observation: Tensor, state: State, generator: torch.Generator | None = None) -> tuple[Tensor, State]:
         """Actions (B,) int64 in the 18-action set for observations (B, C, H, W) uint8."""
         root, state = self.see(observation, state)
-        result = self.search(self.recurrent, root, generator=generator if self.noise else None)
+        settings = {} if self.temperature is None else {"temperature": self.temperature}
+        result = self.search(self.recurrent, root, generator=generator if self.noise else None, **settings)
         if "taken" in state:
             state = state | {"taken": result.action}
         return torch.tensor(self.actions, device=result.action.device)[result.action], state
