@@ -76,7 +76,7 @@ class NewGames(Bench):
     def base(self) -> Path:
         """The checkpoint of the model of the known games."""
         stores = f"store=[{','.join(str(self.log(game)) for game in KNOWN)}]"
-        return self.train("pong_tiny", self.budget.model, stores, out=self.root / "known")
+        return self.train("several_tiny", self.budget.model, stores, out=self.root / "known")
 
     def adapt(self, game: str, seed: int) -> None:
         """Every run of a game and seed, and what is left of the known games."""

@@ -1,4 +1,7 @@
-"""A Hugging Face hub on this machine, as far as models are pushed to it and pulled from it, in a thread."""
+"""A Hugging Face hub on this machine, as far as models are pushed to it and pulled from it, in a thread.
+
+As the real one it takes weights by Git LFS: their bytes first, under their SHA-256, and in the commit that alone.
+"""
 
 import base64
 import hashlib
@@ -20,6 +23,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repos: dict[str, list[Files]] = {}
+        self.large: Files = {}
         self.refuse: int | None = None
         self.meanwhile: Files | None = None
 
@@ -54,10 +58,20 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.tell({"error": "it is there", "url": f"{hub.url}/{repo}"}, 409)
             hub.repos[repo] = [{".gitattributes": b""}]
             return self.tell({"url": f"{hub.url}/{repo}"})
+        if parts[2:] == ["info", "lfs", "objects", "batch"]:
+            told = [
+                {"oid": o["oid"], "size": o["size"], "actions": {"upload": {"href": f"{hub.url}/large/{o['oid']}"}}}
+                for o in json.loads(body)["objects"]
+            ]
+            return self.tell({"transfer": "basic", "objects": told})
         repo, what, revision = "/".join(parts[2:4]), parts[4], parts[5]
         if what == "preupload":
-            modes = [{"uploadMode": "regular", "shouldIgnore": False, "oid": None}]
-            return self.tell({"files": [{"path": f["path"], **modes[0]} for f in json.loads(body)["files"]]})
+            if revision != "main":
+                return self.tell({"error": "unknown"}, 404, {"X-Error-Code": "RevisionNotFound"})
+            paths = [f["path"] for f in json.loads(body)["files"]]
+            modes = {path: "lfs" if path.endswith(".safetensors") else "regular" for path in paths}
+            rest = {"shouldIgnore": False, "oid": None}
+            return self.tell({"files": [{"path": path, "uploadMode": modes[path], **rest} for path in paths]})
         assert what == "commit" and revision == "main", self.path
         if hub.refuse:
             return self.tell({"error": "no"}, hub.refuse)
@@ -70,12 +84,20 @@ class _Handler(BaseHTTPRequestHandler):
         for line in lines[1:]:
             if line["key"] == "file":
                 files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "lfsFile":
+                files[line["value"]["path"]] = hub.large[line["value"]["oid"]]
             else:
                 assert line["key"] == "deletedFile", line
                 del files[line["value"]["path"]]
         hub.repos[repo].append(files)
         number = len(hub.repos[repo])
         return self.tell({"commitUrl": f"{hub.url}/{repo}/commit/{sha(number)}", "commitOid": sha(number)})
+
+    def do_PUT(self) -> None:
+        content, oid = self.rfile.read(int(self.headers["Content-Length"])), self.path.strip("/").split("/")[-1]
+        assert hashlib.sha256(content).hexdigest() == oid
+        self.server.large[oid] = content
+        self.send(b"", 200, {})
 
     def do_GET(self) -> None:
         hub, parts = self.server, self.path.strip("/").split("/")

@@ -20,6 +20,8 @@ REPO = "somebody/catch"
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setenv("HF_TOKEN", "hf_of_this_test")
+    # Git LFS, which every hub takes: the library's newer way speaks to servers of its own
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     with serving_hub() as served:
         yield served
 
@@ -98,6 +100,7 @@ def test_mistakes_and_refusals_end_in_one_sentence(
         (["push", f"checkpoint={tmp_path / 'empty'}", f"repo={REPO}", here], "has no model.json"),
         (["push", f"checkpoint={model}", "repo=a/b/c", here], "give it as USER/NAME"),
         (["push", f"checkpoint={model}", "repo=somebody/else", here], "holds another model.safetensors already"),
+        (["push", f"checkpoint={model}", "repo=no/body", "revision=old", here], "there is no no/body on the hub"),
         (["pull", "repo=no/body", out, here], "there is no no/body on the hub"),
         (["pull", "repo=somebody/else", out, here], "no model of this program"),
         (["pull", "repo=somebody/else", out, here, "revision=old"], "has no revision=old"),

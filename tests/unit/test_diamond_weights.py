@@ -163,19 +163,22 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, tmp_path: Path) -> None:
     agent, other = tmp_path / "Breakout.pt", tmp_path / "agent_epoch_01000.pt"
     for path in (agent, other):
         shutil.copy(AGENT, path)
-    (tmp_path / "full" / "world_model").mkdir(parents=True)
-    (tmp_path / "full" / "world_model" / "mine.txt").write_text("kept")
+    for name, part in (("full", "world_model"), ("half", "policy")):
+        (tmp_path / name / part).mkdir(parents=True)
+        (tmp_path / name / part / "mine.txt").write_text("kept")
     for line, part in (
         ([f"agent={agent}", "game=pong"], "is for 4 actions but pong has 6"),
         ([f"agent={other}"], "'agent_epoch_01000' is no game of ale-py; name it with game=..."),
         ([f"agent={agent}", "game=catch"], "'catch' is no game of ale-py"),
         ([f"agent={agent}", "game.name=adventure"], "'adventure' is unknown and cannot be played"),
         ([f"agent={agent}", f"out={tmp_path / 'full'}"], "holds something else"),
+        ([f"agent={agent}", f"out={tmp_path / 'half'}"], "holds something else"),
     ):
         out = tmp_path / "out"
         code, _, err = in_process("import-diamond", f"out={out}", *line)
         assert (code, err.count("\n")) == (2, 1) and part in err, err
         assert not out.exists()
     assert [p.name for p in (tmp_path / "full").rglob("*")] == ["world_model", "mine.txt"]
+    assert [p.name for p in (tmp_path / "half").rglob("*")] == ["policy", "mine.txt"]
     code, _, err = in_process("import-diamond", f"agent={other}", "game=breakout", f"out={tmp_path / 'named'}")
     assert code == 0, err

@@ -20,7 +20,7 @@ def push(
     replace: bool = False,
     endpoint: str | None = None,
 ) -> str | None:
-    """Put the folder of a model on the hub, whole or not at all; a repository that is not there is made.
+    """Put the folder of a model on the hub, whole or not at all; a repository that is not there is made, with `main`.
 
     Args:
         checkpoint: folder of `worldmodels export-model`.
@@ -42,7 +42,8 @@ def push(
     hub = _library()
     with _told(repo, revision):
         api = hub.HfApi(endpoint=endpoint)
-        api.create_repo(repo, private=private, exist_ok=True)
+        if revision == "main":  # another branch is not there before its repository is
+            api.create_repo(repo, private=private, exist_ok=True)
         info = api.model_info(repo, revision=revision)
         there = {file.rfilename for file in info.siblings or []} & set(FILES)
         if ABOUT in there and _about(hub, repo, info.sha, endpoint).get("sha256") == about["sha256"]:
