@@ -236,10 +236,16 @@ def load_learner(checkpoint: str | Path) -> Any:
     return learner.eval().requires_grad_(False)
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+def command(
+    config_name: str, more: Callable[[Sequence[str]], Sequence[str]] = lambda given: ()
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Decorator of a command's `main(cfg)`: reads the command line by Hydra and ends with a sentence, not a traceback.
 
     Exit codes: 0 done, 2 the user's mistake, 130 interrupted, 1 a defect of ours (with the traceback).
+
+    Args:
+        config_name: of the yaml with its settings.
+        more: overrides that follow from those that are given.
     """
 
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -255,6 +261,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         def guarded() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands every exception on, and prints none
             with sentences(config_name):
+                sys.argv += more(sys.argv[1:])
                 run()
 
         return guarded

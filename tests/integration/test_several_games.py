@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -139,10 +140,19 @@ def test_a_new_game_begins_with_what_games_have_in_common(ok, refused, stores, t
     assert "game='freeway' but the checkpoint" in wrong and "worldmodels finetune" in wrong
     short = [*QUICK, "trainer.max_steps=2", "trainer.val_check_interval=2", "data.length=5", "data.left_padding=4"]
     short += ["data.validation.length=4", "learner.horizons=[1,2]", "horizons=[1,2]", "burn_in=1", "windows=5"]
-    told = ok("finetune", *given, f"out={tmp_path / 'moved'}", *short, "scratch=false")
-    assert "freeway is none of catch, and learned as a game that the model does not know" in told
-    model = load_learner(tmp_path / "moved" / "finetuned" / "best.ckpt").model
-    assert model.games.names == ["catch"] and model.start(Store.open(stores[1]).read([[0, 0]], 4))["game"].item() == 0
+    told = ok("finetune", *given, f"out={tmp_path / 'moved'}", *short, "scratch=false", "method=bias")
+    assert "a game that the model does not know" not in told
+    tuned = tmp_path / "moved" / "finetuned"
+    base, model = (load_learner(path).model for path in (tmp_path / "run" / "best.ckpt", tuned / "best.ckpt"))
+    assert base.games.names == ["catch"] and model.games.names == ["catch", "freeway"]
+    assert model.start(Store.open(stores[1]).read([[0, 0]], 4))["game"].item() == 2
+    rows = model.reward_model.game.weight
+    assert torch.equal(rows[[0, 1]], base.reward_model.game.weight) and torch.equal(rows[2], rows[0])
+    shutil.copytree(tuned / "adapter", tmp_path / "adapter")
+    shutil.copy(tmp_path / "run" / "best.ckpt", tmp_path / "base.ckpt")
+    alone = load_learner(tmp_path / "adapter").model
+    assert alone.games.names == model.games.names
+    same(alone.state_dict(), model.state_dict())
 
 
 def test_a_muzero_of_two_games(ok, refused, stores: tuple[Path, Path], tmp_path: Path) -> None:

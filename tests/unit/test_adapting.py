@@ -20,6 +20,7 @@ from worldmodels.evaluation.adaptation import compare, forgotten
 from worldmodels.learners.adapting import METHODS, checked, fit_rewards, layers, restrict
 from worldmodels.learners.world_model import WorldModelLearner
 from worldmodels.models.denoiser import to_float
+from worldmodels.models.growing import regrown
 from worldmodels.models.reward import RewardModel
 from worldmodels.nn.unet import AdaGroupNorm
 from worldmodels.portable.adapter import merged, weights_digest
@@ -160,11 +161,9 @@ def test_new_classes_of_reward_leave_the_old_ones_as_they_were() -> None:
     model = settings()
     old = build(model)
     torch.nn.init.normal_(old.reward_model.head[2].weight)
-    same = fit_rewards(model, old.state_dict(), 16383.0)
-    assert same[0] == model
-    more, weights = fit_rewards(model, old.state_dict(), 40_000.0)
-    new = build(more)
-    new.load_state_dict(weights)
+    assert fit_rewards(model, 16383.0) == model
+    new = build(more := fit_rewards(model, 40_000.0))
+    new.load_state_dict(regrown(old.state_dict(), {"model": model}, {"model": more}))
     a, b = old.reward_model, new.reward_model
     assert b.bins.max() == 65535 and len(b.bins) == len(a.bins) + 4
     place = {float(v): k for k, v in enumerate(b.bins)}
@@ -173,7 +172,7 @@ def test_new_classes_of_reward_leave_the_old_ones_as_they_were() -> None:
     torch.testing.assert_close(b.head(x)[:, now], a.head(x)[:, : len(a.bins)])
     torch.testing.assert_close(b.head(x)[:, len(b.bins) :], a.head(x)[:, len(a.bins) :])
     signs = model | {"reward_model": model["reward_model"] | {"rewards": "sign"}}
-    assert fit_rewards(signs, {}, 1e6) == (signs, {})
+    assert fit_rewards(signs, 1e6) == signs
     assert isinstance(a, RewardModel)
 
 

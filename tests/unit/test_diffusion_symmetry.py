@@ -150,14 +150,14 @@ def test_mistakes(setting: str) -> None:
     def logged(game: str, actions: list[int]) -> Any:
         return SimpleNamespace(card={"game": game}, column=lambda name: np.array(actions))
 
-    data: Any = SimpleNamespace(validation={"length": 8}, store=logged("pong", [0, 3, 4, 3]))
+    data: Any = SimpleNamespace(validation={"length": 8}, learned=logged("pong", [0, 3, 4, 3]))
     with pytest.raises(UserError, match="RIGHT to UP.*symmetry=flip_lr"):
         learner.prepare(data, resumed=False)
-    data.store = object.__new__(Mixture)  # a game's windows are moved to play of that game, whatever others have
-    data.store.stores = [logged("pong", [0, 3, 4]), logged("freeway", [0, 2, 5])]
+    data.learned = object.__new__(Mixture)  # a game's windows are moved to play of that game, whatever others have
+    data.learned.stores = [logged("pong", [0, 3, 4]), logged("freeway", [0, 2, 5])]
     with pytest.raises(UserError, match=r"UP to LEFT.*\[0, 2, 5\]"):
         learner.prepare(data, resumed=False)
-    data.store = logged("maze", [0, 2, 3, 4, 5])
+    data.learned = logged("maze", [0, 2, 3, 4, 5])
     learner.prepare(data, resumed=False)
 
 

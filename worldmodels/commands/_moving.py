@@ -7,8 +7,9 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from worldmodels.commands._results import load_fitting, settings_of
-from worldmodels.config import load_learner, plain, read_tensors
+from worldmodels.commands._bases import closed, open_base
+from worldmodels.commands._results import settings_of
+from worldmodels.config import plain, read_tensors
 from worldmodels.types import ACTIONS, UserError
 
 SCRATCH = {"learner": {"adapt": None}, "data": {"replay": {"store": None}}}
@@ -21,14 +22,16 @@ class Move(NamedTuple):
     Args:
         cfg: of the command, from which each run takes its settings.
         settings: all that decides the result.
-        model: settings of the model, with classes for the store's rewards.
+        model: settings of the model, with classes for the store's rewards and a row for its game.
+        learner: settings of the learner that go with it.
         base: its weights as they lie in the checkpoint.
-        start: with the classes of reward that the store needs beside them.
+        start: with what the store needs beside them.
     """
 
     cfg: DictConfig
     settings: dict[str, Any]
     model: dict[str, Any]
+    learner: dict[str, Any]
     base: dict[str, Tensor]
     start: dict[str, Tensor]
 
@@ -53,6 +56,7 @@ class Move(NamedTuple):
         own = plain(OmegaConf.merge(self.cfg, {"out": str(out)}, SCRATCH if scratch else {}, changes or {}))
         if (own["callbacks"].get("stop") or {}).get("patience") is None:
             own["callbacks"]["stop"] = None
+        own["learner"] |= self.learner
         done = fit({**self.settings, **own, "model": self.model}, out, None if scratch else self.start)
         if done and not scratch and (own["learner"].get("adapt") or SCRATCH).get("method", "full") != "full":
             best = read_tensors(out / "best.ckpt")
@@ -70,7 +74,11 @@ def begin_move(cfg: DictConfig, store: Any) -> Move:
         UserError: the checkpoint cannot be read, the store does not fit it, or `out` has another command's figures.
     """
     from worldmodels.data.disk import read_json
-    from worldmodels.learners.adapting import fit_rewards
+    from worldmodels.data.mixing import logged_actions, open_stores
+    from worldmodels.data.transforms import Transform
+    from worldmodels.learners.adapting import fit_games, fit_rewards
+    from worldmodels.learners.fit import legal_actions
+    from worldmodels.models.growing import regrown
 
     if plain(cfg.data.store) != plain(cfg.store):
         raise UserError(
@@ -79,26 +87,22 @@ def begin_move(cfg: DictConfig, store: Any) -> Move:
     metrics, mine = Path(cfg.out).absolute() / "metrics.json", "budgets" if "budgets" in cfg else "work"
     if metrics.exists() and mine not in read_json(metrics):
         raise UserError(f"{metrics} holds the figures of another command, which stay; give another out=DIR")
-    learner = load_fitting(cfg.checkpoint, store, same_game=False)
-    base = learner.model.state_dict()
+    given, base = open_base(cfg, store)
     rows = np.isin(np.repeat(np.arange(len(store.lengths)), store.lengths), store.splits["train"])
     greatest = float(np.abs(store.column("reward")[rows]).max(initial=0.0))
-    model, start = fit_rewards(learner.hparams["model"], base, greatest)
-    if model != learner.hparams["model"]:
+    model = fit_rewards(given["model"], greatest)
+    if model != given["model"]:
         print(f"rewards up to {greatest:g} are new to the model: it gets classes for them and keeps the old ones")
-    known = (learner.hparams["card"] or {}).get("action_set", range(len(ACTIONS)))
+    known = (given["card"] or {}).get("action_set", range(len(ACTIONS)))
     if (new := sorted(set(store.card["action_set"]) - set(known))) and cfg.method in ("heads", "bias"):
         names = ", ".join(ACTIONS[action] for action in new)
         print(f"{names} are new to the model, and method={cfg.method} does not train what it makes of them")
-    return Move(cfg, settings_of(cfg, store), model, base, start)
-
-
-def judge(checkpoint: str | Path, store: Any, cfg: DictConfig, progress: bool = True) -> dict[str, Any]:
-    """Figures of a checkpoint's rollouts on the test split of `store`."""
-    from worldmodels.evaluation.quality import rollout_quality
-    from worldmodels.hardware import accelerator
-
-    device = accelerator(cfg.trainer.accelerator)
-    options = {"windows": cfg.windows, "horizons": list(cfg.horizons), "burn_in": cfg.burn_in, "device": device}
-    model = load_learner(checkpoint).model.to(device)
-    return rollout_quality(model, store, reward_rows=0, progress=progress, **options)
+    wanted = plain(cfg.store), plain(cfg.data.replay.store) or []
+    paths = [path for some in wanted for path in ([some] if isinstance(some, str) else some)]
+    learned = open_stores(paths, Transform(**plain(cfg.data.transform)))
+    logged = logged_actions(learned)
+    model = closed(model, logged, cfg.checkpoint)
+    latent = "actions" in given
+    after = fit_games({**given, "model": model}, logged if latent else legal_actions(learned))
+    learner = {"actions": after["actions"]} if latent else {}
+    return Move(cfg, settings_of(cfg, store), after["model"], learner, base, regrown(base, given, after))

@@ -6,7 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from worldmodels.commands._moving import Move, begin_move, judge
+from worldmodels.commands._bases import is_muzero, judge
+from worldmodels.commands._moving import Move, begin_move
 from worldmodels.commands._results import finished, open_data, write_metrics
 from worldmodels.config import command, plain
 
@@ -23,6 +24,11 @@ def main(cfg: DictConfig) -> None:
     from worldmodels.evaluation.adaptation import compare, write_report
     from worldmodels.types import UserError
 
+    if is_muzero(cfg.checkpoint):
+        raise UserError(
+            f"{cfg.checkpoint} holds a MuZero, which draws no frames to be judged by; move it with `worldmodels "
+            "finetune`, and score it in the real game with `worldmodels evaluate`"
+        )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     if not cfg.callbacks.steps:
         raise UserError("callbacks.steps=null would leave no points of a curve to judge; leave it out")

@@ -135,12 +135,17 @@ class StoreDataModule(LightningDataModule):
         self._priorities: dict[str, Any] | None = None  # of a checkpoint, until they are needed
 
     @property
+    def learned(self) -> Any:
+        """The store, or with what is replayed all stores in one: training batches are from there."""
+        return (self._replay or self).store
+
+    @property
     def card(self) -> Card:
         """The dataset card of the frames as they are handed out; of several stores that of the first, with `games`.
 
         What is replayed is among them: a model that goes on learning a game still knows it.
         """
-        return (self._replay or self).store.card
+        return self.learned.card
 
     def batches_drawn(self) -> int:
         """Training batches that the trainer has used so far, earlier runs of a resumed training included."""

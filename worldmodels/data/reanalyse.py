@@ -107,7 +107,7 @@ class ReanalyseDataModule(StoreDataModule):
         store: as in `StoreDataModule`.
         fraction: the reanalyse fraction, 0 to 1.
         version: of the side columns; "newest" for the one that is newest now, or null for none. Of several stores a
-            list, one for each.
+            list, one for each; what is replayed has none.
         settings: as of `StoreDataModule`.
 
     Raises:
@@ -127,12 +127,12 @@ class ReanalyseDataModule(StoreDataModule):
             raise UserError("data=reanalyse has no replay.store; give its stores and this one together, as store=[...]")
         self.keep_starts = True
         self.fraction = fraction
-        stores = self.store.stores if isinstance(self.store, Mixture) else [self.store]
+        stores, learned = (s.stores if isinstance(s, Mixture) else [s] for s in (self.store, self.learned))
         versions = [version] * len(stores) if version is None or isinstance(version, str | int) else list(version)
         if len(versions) != len(stores):
             raise UserError(f"data.version={versions} must name one version, or one for each of {len(stores)} stores")
-        names = [None if v is None else str(v) for v in versions]
-        self._stores, self.version = stores, [pinned(s, v) for s, v in zip(stores, names, strict=True)]
+        names = [None if v is None else str(v) for v in versions] + [None] * (len(learned) - len(stores))
+        self._stores, self.version = learned, [pinned(s, v) for s, v in zip(learned, names, strict=True)]
         self._logged: Logged | None = None
 
     def versions(self) -> list[dict[str, Any]]:
@@ -154,7 +154,7 @@ class ReanalyseDataModule(StoreDataModule):
             learner: a `MuZeroLearner`, or what has its `target`, `target_step`, `search`, `clip` and `noise_key`.
         """
         model, device = learner.target.module, batch.obs.device
-        starts, offsets = batch.side["starts"].cpu().numpy(), self.store.offsets
+        starts, offsets = batch.side["starts"].cpu().numpy(), self.learned.offsets
         firsts, ends = self._bounds()
         if self._logged is None or offsets[starts[:, 0] + 1].max() > len(self._logged.value):  # the store may grow
             self._logged = Logged.of(self._stores, self.version, ends - firsts, model, learner.clip)
@@ -195,9 +195,9 @@ class ReanalyseDataModule(StoreDataModule):
 
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """First row of each store among all rows, and the one after its last, as the windows' numbers count them."""
-        if isinstance(self.store, Mixture):
-            return self.store.offsets[self.store.firsts], self.store.offsets[self.store.ends]
-        return np.zeros(1, np.int64), self.store.offsets[-1:]
+        if isinstance(store := self.learned, Mixture):
+            return store.offsets[store.firsts], store.offsets[store.ends]
+        return np.zeros(1, np.int64), store.offsets[-1:]
 
     def _searched(self, size: int, k: int) -> int:
         """How many windows of batch `k` are searched again."""
@@ -221,13 +221,14 @@ class ReanalyseDataModule(StoreDataModule):
         of_play = WindowSampler(self.store, fresh, most, self.length, seed=self.seed + 2**32, **place)
         for k, draw in zip(count(self.batches_drawn()), super()._draws(sampler)):
             here = self._order(self.batch_size, rank, k)[self._searched(self.batch_size, k) :]
+            here = here[here < len(draw.starts)]  # what is replayed comes behind them
             draw.starts[here] = of_play(k)[: len(here)]
             if draw.importance is not None:
                 draw.importance[here] = 1.0
             yield draw
 
     def _fresh_episodes(self) -> np.ndarray:
-        firsts = self.store.firsts if isinstance(self.store, Mixture) else [0]
+        firsts = self.learned.firsts if isinstance(self.learned, Mixture) else [0]
         ranges = [np.zeros(0, np.int64)]
         for first, store, version in zip(firsts, self._stores, self.version, strict=True):
             if version is not None and (fresh := store.side_about(COLUMNS["value"], version).get("fresh")):

@@ -8,7 +8,7 @@ _MEANT = (  # how the names of figures end of which a mean says something
     *("ssim", "ssim_changed", "ssim_static", "ssim_changed_static", "ssim_gain", "ssim_gain_changed"),
     *("_hit_rate", "_hit_rate_copy_last", "_error_px", "_error_copy_last_px"),
     *("lpips", "lpips_baseline", "lpips_copy_last", "fvd", "fvd_baseline", "fvd_copy_last"),
-    *("reward_macro_f1", "error_of_alarms", "ratio"),
+    *("reward_macro_f1", "error_of_alarms", "ratio", "loss", "loss_policy", "loss_value", "loss_reward", "loss_end"),
 )
 _SAME = ("split", "horizons", "burn_in", "without_objects", "without_lpips", "without_fvd")  # in all stores
 _NESTED = ("baseline", "reward_calibration", "sample_spread")

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worldmodels.models.reward import DOUBLINGS, doublings_for, grown
+from worldmodels.learners.base import Learner, decay_groups
+from worldmodels.models.reward import DOUBLINGS, doublings_for
 from worldmodels.types import UserError
 
 METHODS = {
@@ -21,8 +22,7 @@ METHODS = {
     "bias": "biases and norms",
 }
 DEFAULTS: dict[str, Any] = {"method": "full", "rank": 8, "alpha": 16.0, "layer_decay": 1.0, "l2_start": 0.0}
-REWARD_HEAD = "reward_model.head.2.weight"
-NORMS = (nn.GroupNorm, nn.LayerNorm)
+NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d)
 
 
 def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,21 +152,80 @@ class Start:
         return torch.stack(each).sum() / 2
 
 
-def fit_rewards(
-    model: Mapping[str, Any], weights: Mapping[str, Tensor], greatest: float
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings and weights of a world model with classes for rewards up to `greatest`, the old ones as they were.
+class Adaptable(Learner):
+    """A learner that may begin with another's weights: it then trains some of them, at their rates, or near to them.
+
+    Its model has `components()`, a dict of disjoint modules, and `stages()`. A subclass calls `take_adapt` once it has
+    the model.
+    """
+
+    _start: Start | None = None
+
+    def take_adapt(self, adapt: Mapping[str, Any] | None) -> None:
+        """Leave only those weights trainable that these settings of `checked` train."""
+        self.adapt = checked(adapt or {})
+        restrict(self.model, self.adapt)
+
+    def begin(self, weights: Mapping[str, Tensor]) -> None:
+        """Start from these weights of the model, and remember them where it is drawn to them."""
+        begin_with(self.model, weights)
+        if self.adapt["l2_start"]:
+            self._start = Start(self.model)
+
+    def drawn_back(self, loss: Tensor, metrics: dict[str, Tensor]) -> Tensor:
+        """The loss, with the distance from the start in it and among the metrics where that counts."""
+        if self._start is None:
+            return loss
+        metrics["start_distance"] = (distance := self._start.distance(self.model)).detach()
+        return loss + self.adapt["l2_start"] * distance
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Two a component, or a stage of it."""
+        hp = self.hparams
+        groups = []
+        for name, part, factor in layers(self.model, self.adapt["layer_decay"]):
+            lr = hp["lr"][name] if isinstance(hp["lr"], dict) else hp["lr"]
+            for group, label in zip(decay_groups(part, hp["weight_decay"]), ("", ", not decayed"), strict=True):
+                groups.append(group | {"lr": lr * factor, "name": f"{name}{label}"})
+        return groups
+
+
+def fit_rewards(model: Mapping[str, Any], greatest: float) -> dict[str, Any]:
+    """Settings of a world model with classes for rewards up to `greatest`, beside the old ones.
 
     A model that learns signs needs no more of them.
 
     Args:
         model: settings for `config.build`.
-        weights: its `state_dict`.
         greatest: largest magnitude of a reward that is to be learned.
     """
     reward = model.get("reward_model", {})
-    old, new = reward.get("doublings", DOUBLINGS), doublings_for(greatest)
-    if reward.get("rewards") != "two_hot" or new <= old:
-        return dict(model), dict(weights)
-    head = {REWARD_HEAD: grown(weights[REWARD_HEAD], old, new)}
-    return {**model, "reward_model": {**reward, "doublings": new}}, {**weights, **head}
+    new = max(reward.get("doublings", DOUBLINGS), doublings_for(greatest))
+    if reward.get("rewards") != "two_hot" or new == reward.get("doublings", DOUBLINGS):
+        return dict(model)
+    return {**model, "reward_model": {**reward, "doublings": new}}
+
+
+def fit_games(given: Mapping[str, Any], logged: Mapping[str, list[int]]) -> dict[str, Any]:
+    """Settings of a learner whose model knows these games by name, beside those that it knows.
+
+    A world model that is told no games needs none. A MuZero of one game, moved to another or to more actions, has from
+    then on the actions of each by its name.
+
+    Args:
+        given: its `model` and `card` and, of a MuZero, its `actions`.
+        logged: the actions of each game.
+    """
+    games = given["model"].get("games")
+    own = given["actions"] if "actions" in given else games and games["actions"]
+    if not own:
+        return dict(given)
+    if not isinstance(own, Mapping):
+        names = given["card"].get("games", [given["card"]["game"]])
+        if all(game in names and set(actions) <= set(own) for game, actions in logged.items()):
+            return dict(given)
+        own = {name: sorted({*own, *logged.get(name, [])}) for name in names}
+    known = {**logged, **own}
+    if "actions" in given:
+        return {**given, "actions": known}
+    return {**given, "model": {**given["model"], "games": {**games, "actions": known}}}

@@ -64,6 +64,10 @@ class Learner(L.LightningModule):
     def prepare(self, data: Any, resumed: bool) -> None:
         """Called before training with the data module: refuses data that do not fit, and begins where settings say.
 
+        Args:
+            data: the data module.
+            resumed: the weights are there already, of this run or of the model that it begins with.
+
         Raises:
             UserError: the data do not fit the settings.
         """

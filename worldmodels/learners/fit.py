@@ -77,7 +77,8 @@ def fit(
             raise UserError(
                 f"{out} holds a run of {begun} and not of {asked}; give another out=DIR, or resume=never to begin again"
             )
-        was, now = _trained(_begun_with(out, "learner.adapt")), _trained(settings["learner"].get("adapt"))
+        was = _trained(_begun_with(out, "learner.adapt"), _begun_with(out, "data.budget"))
+        now = _trained(settings["learner"].get("adapt"), settings["data"].get("budget"))
         if was != now:
             raise UserError(
                 f"{out} holds a run with {was} and not with {now}; give another out=DIR, or resume=never to begin again"
@@ -105,7 +106,7 @@ def fit(
     _check_frames(learner.model, data.card)
     if weights is not None:
         learner.begin(weights)
-    learner.prepare(data, resumed=stored is not None or checkpoint is not None)
+    learner.prepare(data, resumed=weights is not None or checkpoint is not None)
     if stored is not None:
         check_compatible(data.card, stored["card"], f"the run {out}")
         _warn_of_differences(out, settings, changing)
@@ -129,10 +130,11 @@ def fit(
     return _write_metrics(trainer, learner, out, digests) if trainer.is_global_zero else {}
 
 
-def _trained(adapt: Any) -> str:
-    """What of a model is trained, as far as it decides the names and shapes of the weights."""
+def _trained(adapt: Any, budget: int | None) -> str:
+    """What of a model is trained, as far as it decides the names and shapes of the weights, and on how much play."""
     method = (adapt or {}).get("method", "full")
-    return f"method={method}" + (f" and lora.rank={adapt['rank']}" if method == "lora" else "")
+    rank = f", lora.rank={adapt['rank']}" if method == "lora" else ""
+    return f"method={method}{rank}" + (f", budget={budget}" if budget is not None else "")
 
 
 def _begun_with(out: Path, setting: str) -> Any:

@@ -14,7 +14,9 @@ from worldmodels.data.mixing import Mixture
 from worldmodels.data.reanalyse import AGE, FRESH, LOGGED, SOURCE, ReanalyseDataModule
 from worldmodels.data.segments import TERMINATED
 from worldmodels.data.targets import returns_to_go
+from worldmodels.learners.adapting import Adaptable, checked
 from worldmodels.learners.base import Score
+from worldmodels.learners.means import over_games
 from worldmodels.learners.policy import Targeted, check_logged, stored_policy, typical_frames
 from worldmodels.learners.world_model import LEAST_PRIORITY
 from worldmodels.models.muzero import MuZero
@@ -22,6 +24,11 @@ from worldmodels.planning.planners import Planner
 from worldmodels.types import Segment, UserError
 
 PLANNERS = "worldmodels.planning.planners."
+SCORES = {
+    "newest": Score("val/newest", "best_step", "at step"),
+    "held_out": Score("val/held_out", "best_held_out", "fit of held-out play"),
+}
+"""What may choose the best checkpoint."""
 
 
 def searching(settings: Mapping[str, Any] | None) -> Planner | None:
@@ -60,10 +67,12 @@ def takes_gumbel(settings: Mapping[str, Any] | None) -> bool:
     return settings is not None and str(settings["_target_"]).endswith((".gumbel", ".one_step"))
 
 
-class MuZeroLearner(Targeted):
+class MuZeroLearner(Adaptable, Targeted):
     """AdamW over the model's own loss, towards targets that a target network searches; see `data.reanalyse`.
 
-    What is searched has no score that ranks models, so the newest checkpoint counts as the best.
+    What is searched has no score that ranks models, so the newest checkpoint counts as the best. Where there is too
+    little play not to be learned by heart, what is held out of it may choose: by its rewards, ends and values, and by
+    its actions where these and no search are the policy.
 
     Args:
         model: as in `config.build_policy`.
@@ -82,12 +91,13 @@ class MuZeroLearner(Targeted):
         schedule: "constant", "cosine" or "linear", the last two to 0 at `max_steps`.
         max_steps: optimizer steps that the schedule spans.
         seed: of what is drawn in training.
+        best: "newest", or "held_out": the least loss in validation but for that of a searched policy.
+        adapt: where a trained model is moved, settings of `learners.adapting`; None trains everything alike.
 
     Raises:
         UserError: a setting out of range.
     """
 
-    score = Score("val/newest", "best_step", "at step")
     model: MuZero
 
     def __init__(
@@ -107,13 +117,20 @@ class MuZeroLearner(Targeted):
         schedule: str = "cosine",
         max_steps: int = 1,
         seed: int = 0,
+        best: str = "newest",
+        adapt: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        adapt = adapt and checked(adapt)  # whole, so that a checkpoint tells how it is merged
         self.save_hyperparameters()
         self.check_settings()
+        if best not in SCORES:
+            raise UserError(f"learner.best={best} is unknown; choose one of {', '.join(SCORES)}")
+        self.score = SCORES[best]
         if target_every < 1:
             raise UserError(f"learner.target_every={target_every} must be at least 1")
         self.model = build_policy(model, card, actions, "MuZero")
+        self.take_adapt(adapt)
         self.search = searching(search)
         refuse_more(search, len(self.model.actions))
         if search is not None and row_noise and not takes_gumbel(search):
@@ -159,7 +176,7 @@ class MuZeroLearner(Targeted):
                 f"data.left_padding={data.left_padding} must be at least {self.model.frames - 1}, one less than "
                 "model.frames, or nothing is learned of how episodes begin"
             )
-        check_logged(self.hparams["actions"], data.store)
+        check_logged(self.hparams["actions"], data.learned)
         for about in data.versions():
             for name, own in (("gamma", self.model.gamma), ("clip_rewards", self.hparams["clip_rewards"])):
                 if about.get(name, own) != own:
@@ -174,7 +191,7 @@ class MuZeroLearner(Targeted):
 
     def _check_scales(self, data: Any) -> None:
         """Refuse heads that a game's points or returns lie beyond: what is beyond would be learned as their ends."""
-        for store in data.store.stores if isinstance(data.store, Mixture) else [data.store]:
+        for store in data.learned.stores if isinstance(data.learned, Mixture) else [data.learned]:
             reward, terminated = store.column("reward").astype(np.float32), store.column("flags") & TERMINATED != 0
             value, known = returns_to_go(reward, terminated, store.offsets, self.model.gamma)
             for name, logged in (("reward", reward), ("value", value[known])):
@@ -184,10 +201,11 @@ class MuZeroLearner(Targeted):
                 low, high = head.decode(torch.tensor([head.low, head.high])).tolist()
                 least, most = float(logged.min(initial=0)), float(logged.max(initial=0))
                 if least < low * 1.001 or most > high * 1.001:
+                    wider = f"give model.{name}.low=... and model.{name}.high=..., best with model.{name}.transform=h "
+                    mend = "give" if self.hparams["adapt"] else f"{wider}where games differ, or"  # a moved head stays
                     raise UserError(
                         f"the {name}s of {store.card['game']} in the log go from {least:g} to {most:g}, and "
-                        f"model.{name} from {low:g} to {high:g}: give model.{name}.low=... and model.{name}.high=..., "
-                        f"best with model.{name}.transform=h where games differ, or learner.clip_rewards=true"
+                        f"model.{name} from {low:g} to {high:g}: {mend} learner.clip_rewards=true"
                     )
 
     def training_step(self, segment: Segment, batch_idx: int) -> Tensor:
@@ -196,6 +214,7 @@ class MuZeroLearner(Targeted):
         drawn = "importance" in segment.side
         self.refuse_broken(loss, metrics, now=drawn)
         each = metrics.pop("window_loss")
+        loss = self.drawn_back(loss, metrics)
         if drawn:
             datamodule: Any = self.trainer.datamodule  # pyrefly: ignore
             datamodule.update(segment.side["starts"], each.float() + LEAST_PRIORITY)
@@ -223,8 +242,14 @@ class MuZeroLearner(Targeted):
                     self.means.add(game, name, value)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means, and the step as the score."""
-        super().on_validation_epoch_end()
+        """Log the means, the step, and how well what the log tells of held-out play is known."""
+        found = over_games(self.means.finish())
+        told = found["loss"]
+        if self.hparams["search"] is not None:  # a policy that gets better leaves the logged one
+            chosen = ("policy", "behaviour")
+            told = told - sum(self.model.weights[n] * found[f"loss_{n}"] for n in chosen if f"loss_{n}" in found)
+        for name, value in found.items() | {"held_out": -told}.items():
+            self.log(f"val/{name}", value, sync_dist=True)
         self.log("val/newest", float(self.global_step))
 
     def _clipped(self, segment: Segment) -> Segment:

@@ -1,6 +1,5 @@
 """Trains any `WorldModel` on logged segments, and judges it by open-loop rollouts."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,8 +9,8 @@ from worldmodels.config import build
 from worldmodels.data.mixing import logged_actions
 from worldmodels.evaluation.frames import changed_pixels
 from worldmodels.imagination import LoggedActions, imagine
-from worldmodels.learners.adapting import Start, begin_with, checked, layers, restrict
-from worldmodels.learners.base import Learner, Score, decay_groups
+from worldmodels.learners.adapting import Adaptable, checked
+from worldmodels.learners.base import Score
 from worldmodels.learners.means import over_games
 from worldmodels.ops.groups import action_table
 from worldmodels.types import Segment, UserError
@@ -19,7 +18,7 @@ from worldmodels.types import Segment, UserError
 LEAST_PRIORITY = 1e-3  # a window with a perfect prediction is still drawn now and then
 
 
-class WorldModelLearner(Learner):
+class WorldModelLearner(Adaptable):
     """AdamW over all components of a world model, each with its own gradient clip.
 
     It takes plain data only, so that a checkpoint describes itself: `WorldModelLearner.load_from_checkpoint(path)`
@@ -70,9 +69,7 @@ class WorldModelLearner(Learner):
         self.save_hyperparameters()
         self.check_settings()
         self.model: Any = build(model)
-        self.adapt = checked(adapt or {})
-        restrict(self.model, self.adapt)
-        self._start: Start | None = None
+        self.take_adapt(adapt)
         names = set(self.model.components())
         for setting, by_component in (("clip", clip or {}), ("lr", lr if isinstance(lr, dict) else {})):
             if unknown := set(by_component) - names:
@@ -89,7 +86,7 @@ class WorldModelLearner(Learner):
             )
         symmetries = [symmetry for symmetry in getattr(self.model, "symmetries", ()) if len(symmetry) > 1]
         games = getattr(self.model, "games", None)
-        for game, actions in logged_actions(data.store).items() if symmetries or games is not None else ():
+        for game, actions in logged_actions(data.learned).items() if symmetries or games is not None else ():
             for symmetry in symmetries:
                 action_table(symmetry, actions)
             if games is None:
@@ -99,21 +96,13 @@ class WorldModelLearner(Learner):
             logged = torch.tensor(actions, device=games.legal.device)
             games.refuse_illegal(torch.full_like(logged, games.row(game)), logged)
 
-    def begin(self, weights: Mapping[str, Tensor]) -> None:
-        """Start from these weights of the model, and remember them where it is drawn to them."""
-        begin_with(self.model, weights)
-        if self.adapt["l2_start"]:
-            self._start = Start(self.model)
-
     def training_step(self, segment: Segment, batch_idx: int) -> Tensor:
         """The model's own loss; its noise is a function of (seed, rank, batch number), so that resuming is exact."""
         loss, metrics = self.model.loss(segment, self.noise())
         drawn = "window_loss" in metrics and "starts" in segment.side  # its losses are waited for in any case
         self.refuse_broken(loss, metrics, now=drawn)
         each = metrics.pop("window_loss", None)
-        if self._start is not None:
-            metrics["start_distance"] = (distance := self._start.distance(self.model)).detach()
-            loss = loss + self.adapt["l2_start"] * distance
+        loss = self.drawn_back(loss, metrics)
         if drawn:  # windows that are hard are drawn more often
             datamodule: Any = self.trainer.datamodule  # pyrefly: ignore
             datamodule.update(segment.side["starts"], each.float() + LEAST_PRIORITY)
@@ -149,14 +138,8 @@ class WorldModelLearner(Learner):
             self.log(f"val/{name}", value, sync_dist=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Two a component, or a stage of it."""
-        hp = self.hparams
-        groups = []
-        for name, part, factor in layers(self.model, self.adapt["layer_decay"]):
-            lr = hp["lr"][name] if isinstance(hp["lr"], dict) else hp["lr"]
-            for group, label in zip(decay_groups(part, hp["weight_decay"]), ("", ", not decayed"), strict=True):
-                groups.append(group | {"lr": lr * factor, "betas": tuple(hp["betas"]), "name": f"{name}{label}"})
-        return groups
+        """As of all that adapt, with AdamW's own `betas`."""
+        return [group | {"betas": tuple(self.hparams["betas"])} for group in super().parameter_groups()]
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip each component's gradient norm on its own, and log it."""

@@ -211,6 +211,18 @@ class MuZero(nn.Module):
         """What may be compiled in place."""
         return [self.representation, self.dynamics, self.read_value, self.policy, self.read_reward]
 
+    def components(self) -> dict[str, nn.Module]:
+        """The parts that a learner optimises: all are one."""
+        return {"muzero": self}
+
+    def stages(self) -> dict[str, list[list[nn.Module]]]:
+        """The parts from what sees the frames to the output heads, which are the last."""
+        seeing = [[layer] for layer in getattr(self.representation, "layers", [self.representation])]
+        reading = [self.read_value, self.read_reward, self.policy.read, self.prefix, self.projector]
+        heads = [self.value, self.reward, self.end, self.policy.output, self.probe]
+        stages = [*seeing, [self.game, self.blend, self.dynamics], reading, heads]
+        return {"muzero": [[part for part in stage if part is not None] for stage in stages]}
+
     # What is seen
 
     def know(self, frames: Tensor) -> None:

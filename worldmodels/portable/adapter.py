@@ -23,15 +23,16 @@ from torch import Tensor
 from worldmodels import __version__
 from worldmodels.data.card import validate_card
 from worldmodels.data.disk import atomic, disk_errors, make_folder, on_disk, read_json, remove, write_json
-from worldmodels.models.reward import DOUBLINGS, grown
+from worldmodels.models.growing import regrown
 from worldmodels.types import UserError
 
 ABOUT, WEIGHTS = "adapter.json", "adapter.safetensors"
 FORMAT, VERSION = "worldmodels adapter", 1
 NEEDED = dict.fromkeys(("sha256", "weights_sha256", "base_sha256"), (str,))
 NEEDED |= dict.fromkeys(("model", "card", "transform"), (dict,)) | {"scaling": (int, float)}
-REWARD_HEAD = "reward_model.head.2.weight"
 BASES = ("base", "base.ckpt")
+SEARCH = ("search", "row_noise", "target_every", "clip_rewards")
+"""What must be told of a MuZero's learner: how it acts, and how play is searched again with it."""
 PEFT = (".base_layer.", ".lora_A.default.", ".lora_B.default.")
 """What peft puts into the names of a wrapped layer's weights."""
 
@@ -82,9 +83,9 @@ def write_adapter(
 
     Args:
         out: folder.
-        trained: a Lightning checkpoint of `learners.world_model`, as it was saved.
+        trained: a Lightning checkpoint of a learner that is `learners.adapting.Adaptable`, as it was saved.
         base: weights of the model that the training began with, as they lie in its file.
-        start: the same with the classes of reward that were grown.
+        start: the same with the classes of reward, games and actions that were added.
         transform: of frames, with which the log was read.
 
     Returns:
@@ -110,6 +111,8 @@ def write_adapter(
         "parameters": sum(value.numel() for value in tensors.values()),
         "model": given["model"],
         "card": given["card"],
+        "policy": {name: given[name] for name in ("actions", *SEARCH) if name in given},
+        "step": trained.get("global_step"),
         "transform": dict(transform),
         "weights_sha256": hashlib.sha256(content).hexdigest(),
     }
@@ -130,11 +133,10 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         UserError: it is not as it was written, or the base is missing or another.
     """
     about = about_adapter(folder)
-    tensors, (model, weights) = _tensors(folder, about), _base(folder, about)
+    tensors, (before, weights) = _tensors(folder, about), _base(folder, about)
+    given = {"model": about["model"], "card": about["card"], **about.get("policy", {})}
     try:
-        before, after = (m.get("reward_model", {}).get("doublings", DOUBLINGS) for m in (model, about["model"]))
-        if after > before:
-            weights[REWARD_HEAD] = grown(weights[REWARD_HEAD], before, after)
+        weights = regrown(weights, before, given)
         for name, value in tensors.items():
             own, _, part = name.partition(".lora_")
             if not part:
@@ -146,7 +148,8 @@ def read_adapter(folder: Path) -> dict[str, Any]:
             f"what {folder} changes is not what its base has ({type(error).__name__}: {error}); fine-tune again"
         ) from error
     return {
-        "hyper_parameters": {"model": about["model"], "card": about["card"]},
+        "hyper_parameters": given,
+        "global_step": about.get("step"),
         "state_dict": {f"model.{name}": value for name, value in weights.items()},
         "StoreDataModule": {"transform": about["transform"]},
     }
@@ -168,6 +171,11 @@ def about_adapter(folder: Path) -> dict[str, Any]:
         )
     if missing := [name for name, kind in NEEDED.items() if not isinstance(about.get(name), kind)]:
         raise UserError(f"{path} lacks {missing[0]}, so that nothing can be made of it; fine-tune again")
+    policy = about.get("policy", {})
+    if not isinstance(policy, dict) or not set(policy) <= {"actions", *SEARCH}:
+        raise UserError(f"{path} tells of a policy that is none; fine-tune again")
+    if missing := [name for name in SEARCH if policy and (name not in policy or type(about.get("step")) is not int)]:
+        raise UserError(f"{path} lacks {missing[0]} or step, without which nothing is searched; fine-tune again")
     if about["sha256"] != own_digest(about):
         raise UserError(f"{path} is not as it was written: its own SHA-256 differs; copy it again, or fine-tune again")
     validate_card(about["card"], f"the dataset card in {path}")
@@ -212,7 +220,7 @@ def _base(folder: Path, about: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
             f"the adapter {folder} was made for another model than {found[0]}: it needs weights with the SHA-256 "
             f"{wanted[:12]}..., and these have {own[:12]}..."
         )
-    return stored["hyper_parameters"]["model"], weights
+    return stored["hyper_parameters"], weights
 
 
 def own_digest(about: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from worldmodels.config import HEADS, build, build_policy, only_models
 from worldmodels.data.card import card_digest, validate_card
 from worldmodels.data.disk import atomic, disk_errors, make_folder, on_disk, read_json, write_json
 from worldmodels.portable.adapter import ABOUT as ADAPTER
-from worldmodels.portable.adapter import about_adapter, is_adapter, own_digest
+from worldmodels.portable.adapter import SEARCH, about_adapter, is_adapter, own_digest
 from worldmodels.portable.readme import readme
 from worldmodels.types import ACTIONS, Segment, UserError
 
@@ -37,8 +37,6 @@ NEEDED = dict.fromkeys(("kind", "sha256"), str) | dict.fromkeys(
     ("model", "actions", "card", "transform", "files", "run"), dict
 )
 KINDS = ("world model", *HEADS)
-SEARCH = ("search", "row_noise", "target_every", "clip_rewards")
-"""What the run of a MuZero must tell of its learner: how it acts, and how play is searched again with it."""
 
 About = dict[str, Any]
 
