@@ -1,6 +1,7 @@
 """A trained MuZero as a policy: by its own search, by another one, or by its policy alone."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from worldmodels.learners.muzero import load_muzero, searching
 from worldmodels.models.muzero import MuZero
+from worldmodels.nn.equivariant import expand_once
 from worldmodels.planning.policy import SearchPolicy
 from worldmodels.planning.tree import Root
 from worldmodels.types import RecurrentOutput, State, UserError
@@ -106,4 +108,4 @@ def as_policy(
     noise = settings["_target_"] == PRIOR["_target_"] if noise is None else noise
 
     step = model.recurrent if model.games is None else eyes.recurrent
-    return SearchPolicy(eyes.begin, eyes.see, step, search, eyes.actions, noise)
+    return SearchPolicy(eyes.begin, eyes.see, step, search, eyes.actions, noise, partial(expand_once, model))

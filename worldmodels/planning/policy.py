@@ -1,6 +1,7 @@
 """A search that acts: a policy made of callables, so that it knows no model."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -20,9 +21,11 @@ class SearchPolicy:
         see: observation (B, C, H, W) uint8 and that state to the root and the state after this observation.
         recurrent: the model's step.
         search: `gumbel_search` or another of this package with its settings bound, the number of simulations among
-            them; called as search(recurrent, root, generator=...).
+            them; called as search(recurrent, root, generator=..., ties=...).
         actions: (A,) ALE's index of each action of the search.
-        noise: explore with the generator that `act` is given; false acts as well as the search can.
+        noise: explore with the generator that `act` is given; false acts as well as the search can, and draws from
+            the generator among what is equally good alone.
+        acting: opens the block in which weights do not change, and what depends on them alone may be kept.
     """
 
     begin: Callable[[int], State]
@@ -31,6 +34,7 @@ class SearchPolicy:
     search: Callable[..., SearchResult]
     actions: Sequence[int]
     noise: bool = False
+    acting: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def start(self, n: int) -> State:
         """The state of `n` fresh rows."""
@@ -38,9 +42,17 @@ class SearchPolicy:
 
     @torch.no_grad()
     def act(self, observation: Tensor, state: State, generator: torch.Generator | None = None) -> tuple[Tensor, State]:
-        """Actions (B,) int64 in the 18-action set for observations (B, C, H, W) uint8."""
-        root, state = self.see(observation, state)
-        result = self.search(self.recurrent, root, generator=generator if self.noise else None)
+        """Actions (B,) int64 in the 18-action set for observations (B, C, H, W) uint8.
+
+        Without a generator it is the first of what is equally good.
+        """
+        with self.acting():
+            root, state = self.see(observation, state)
+            ties = None
+            if generator is not None:
+                logits = root.prior_logits
+                ties = torch.rand(logits.shape, generator=generator, device=logits.device)
+            result = self.search(self.recurrent, root, generator=generator if self.noise else None, ties=ties)
         if "taken" in state:
             state = state | {"taken": result.action}
         return torch.tensor(self.actions, device=result.action.device)[result.action], state
