@@ -48,11 +48,14 @@ class SearchPolicy:
         """
         with self.acting():
             root, state = self.see(observation, state)
-            ties = None
-            if generator is not None:
-                logits = root.prior_logits
-                ties = torch.rand(logits.shape, generator=generator, device=logits.device)
+            ties = None if generator is None else _draws(root.prior_logits, generator)
             result = self.search(self.recurrent, root, generator=generator if self.noise else None, ties=ties)
         if "taken" in state:
             state = state | {"taken": result.action}
         return torch.tensor(self.actions, device=result.action.device)[result.action], state
+
+
+def _draws(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform draws of the shape of `like`; they take one number of the generator, so that a row is as it is alone."""
+    seed = torch.randint(2**62, (1,), generator=generator, device=generator.device).item()
+    return torch.rand(like.shape, generator=torch.Generator(like.device).manual_seed(int(seed)), device=like.device)
