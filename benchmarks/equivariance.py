@@ -2,31 +2,51 @@
 
 `python -m benchmarks.equivariance [--quick] [--only PART ...] [--out DIR]`. Every part is a `worldmodels` command in a
 folder of its own below DIR, which goes on where it was stopped and is found finished the next time. Parts are named
-LOG/RUN/SEED, such as log20000/c4/0; --only takes the beginnings of such names.
+LOG/RUN/SEED, such as log10000/c4/0; --only takes the beginnings of such names, by which two cores can share the work.
 
-All runs of a log have the same number of optimizer steps, and networks of about as many parameters:
+All runs of a log have networks of about as many parameters (within 3 %, and their numbers are told):
 
 - plain: MuZero without any symmetry; turned: the same, each training batch turned at random;
-- encoder: only its representation has quarter turns built in; c4: all of it has, and so its search.
+- encoder: only its representation has quarter turns built in; c4: all of it has, and so its search;
+- turned_time: turned for as many seconds of the processor as c4 has trained; plain_flops: plain for as many steps as
+  the arithmetic of c4's training pays for; both with the longest log alone. All others have as many optimizer steps;
+- random: no network.
 
 Each plays the mazes of its log as they stood, the same mazes turned by a quarter, a half and three quarters, and mazes
-that it has never seen. Logs of several lengths say how much play a return takes.
+that it has never seen. Games of the same seed and number begin alike, and differences are those of such pairs. Logs of
+several lengths say how much play a return takes (`data_ratio`).
 
 Two further games are parts of their own: breakout, in benchmarks/equivariance_atari.py, and chaser, which is run only
 where --only asks for it, in benchmarks/equivariance_chaser.py.
+
+Cost, by seconds of one core that were measured (plain and turned / encoder / c4): 0.16 / 0.22 / 0.57 a step of
+training, 0.02 / 0.03 / 0.06 an action of 20 games; c4 has 4.5 times plain's arithmetic. For one seed, training is
+1,200 x (0.16 + 0.16 + 0.22 + 0.57) s with either log, and 1,200 x (0.57 + 4.5 x 0.16) s more with the longest, for
+the two runs that are paid what c4 is paid: 4,200 s. Play of 500 steps at most in 5 places is 330 s and 430 s, and 70
+commands that take about 8 s to start are 560 s. That makes 4.6 hours of one core for 3 seeds. Breakout is 9 trainings
+of 1,000 steps (2,500 of such steps are a quarter of an hour on two cores) and their play, about 2.2 hours of one
+core. With the parts shared by two cores all of it is about 3.4 hours.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import equivariance_atari as atari
 from benchmarks import equivariance_chaser as chaser
+from benchmarks.paired import games_of, minus, share_equal
 from benchmarks.runs import Runs, command_line, logged_returns, made, means, told
+from worldmodels.data.disk import read_json
+from worldmodels.data.reanalyse import search_rows
+from worldmodels.data.sampling import even_windows
+from worldmodels.data.store import Store
 from worldmodels.evaluation.pictures import plot
+from worldmodels.learners.muzero import load_muzero, searching
+from worldmodels.models.muzero import MuZero
 
 RUNS = {
     "plain": (),
@@ -34,8 +54,13 @@ RUNS = {
     "encoder": ("model.symmetry=c4", "model.symmetric=[representation]"),
     "c4": ("model.symmetry=c4",),
 }
+PAID_AS_C4 = {"turned_time": "turned", "plain_flops": "plain"}
+"""Runs that are given what c4 costs, and whose settings they have."""
+RANDOM = "random"
+ALL = (*RUNS, *PAID_AS_C4, RANDOM)
 PLAYED = {f"turned {90 * k}": {"orientation": k} for k in range(4)} | {"unseen": {"unseen": True}}
 """Where a run is played, by the settings of the game that differ from its log's."""
+TURNED = ("turned 90", "turned 180", "turned 270")
 
 
 @dataclass(frozen=True)
@@ -59,12 +84,12 @@ class Budget:
     seeds: int
 
 
-FULL = Budget((5000, 10_000, 20_000), mazes=10, train=3000, games=50, limit=3000, seeds=5)
+FULL = Budget((10_000, 20_000), mazes=10, train=1200, games=20, limit=500, seeds=3)
 QUICK = Budget((3000,), mazes=10, train=30, games=3, limit=200, seeds=1)
 
 
 class Mazes(Runs):
-    """Logs of several lengths and, of each, four runs with each seed."""
+    """Logs of several lengths and, of each, all runs with each seed."""
 
     def __init__(self, root: Path, budget: Budget, only: list[str]) -> None:
         super().__init__(root, only)
@@ -73,7 +98,7 @@ class Mazes(Runs):
     def parts(self) -> Iterator[tuple[str, str, int]]:
         """Log, run and seed of every part that is wanted."""
         for steps in self.budget.logs:
-            for name in RUNS:
+            for name in ALL if steps == self.budget.logs[-1] else (*RUNS, RANDOM):
                 for seed in range(self.budget.seeds):
                     if self.wanted(f"log{steps}/{name}/{seed}"):
                         yield f"log{steps}", name, seed
@@ -83,49 +108,123 @@ class Mazes(Runs):
         steps = int(log.removeprefix("log"))
         return self.collect("maze", steps, f"source.mazes={self.budget.mazes}", out=self.root / log / "log")
 
+    def trained(self, log: str, name: str, seed: int) -> Path:
+        """The checkpoint of a run, trained where it is not."""
+        out = self.root / log / name / str(seed)
+        if not (out / "metrics.json").exists():
+            settings = [f"store={self.store(log)}", f"seed={seed}", *RUNS[PAID_AS_C4.get(name, name)]]
+            self.train("maze_muzero", self.steps(log, name, seed), *settings, out=out)
+        return out / "best.ckpt"
+
+    def steps(self, log: str, name: str, seed: int) -> int:
+        """Optimizer steps of a run."""
+        if name not in PAID_AS_C4:
+            return self.budget.train
+        costs = []
+        for run in ("c4", PAID_AS_C4[name]):
+            checkpoint = self.trained(log, run, seed)
+            if name == "turned_time":
+                costs.append(read_json(checkpoint.with_name("metrics.json"))["cpu_seconds"])
+            else:
+                model, given = load_muzero(checkpoint)
+                costs.append(arithmetic(model, given["search"], self.store(log)))
+        return round(self.budget.train * costs[0] / costs[1])
+
     def play(self) -> None:
         """Train every run that is wanted, and let it play everywhere."""
         for log, name, seed in self.parts():
-            settings, out = (
-                [f"store={self.store(log)}", f"seed={seed}", *RUNS[name]],
-                self.root / log / name / str(seed),
-            )
-            checkpoint = self.train("maze_muzero", self.budget.train, *settings, out=out)
+            player = [f"store={self.store(log)}", "policy=random"]
+            if name != RANDOM:
+                player = [f"checkpoint={self.trained(log, name, seed)}"]
             for place, env in PLAYED.items():
-                arguments = [f"checkpoint={checkpoint}", "game=maze", "protocol=store", f"agent={name}", "films=0"]
+                arguments = [*player, "game=maze", "protocol=store", f"agent={name}", "films=0"]
                 arguments += [
                     f"seed={seed}",
                     f"episodes={self.budget.games}",
+                    f"slots={self.budget.games}",
                     f"protocol.time_limit={self.budget.limit}",
                 ]
                 told_env = ",".join(f"{k}:{str(v).lower()}" for k, v in env.items())
-                self.run("evaluate", *arguments, f"env={{{told_env}}}", out=out / place.replace(" ", "_"))
+                out = self.root / log / name / str(seed) / place.replace(" ", "_")
+                self.run("evaluate", *arguments, f"env={{{told_env}}}", out=out)
+
+
+def arithmetic(model: MuZero, search: Mapping[str, Any], log: Path) -> int:
+    """Floating-point operations of what one window costs in training: its search, and its loss forward and back."""
+    model.requires_grad_(True)
+    store, length, rows = Store.open(log), model.least_length, sorted(set().union(*model.rows()))
+    segment = store.read(even_windows(store, store.splits["train"], 1, length), length)
+    with FlopCounterMode(display=False) as counter:
+        search_rows(model, segment, rows, segment.mask[:, rows], searching(search), None)
+        model.loss(segment)[0].backward()
+    return counter.get_total_flops()
 
 
 def figures_of(bench: Mazes, log: str) -> dict[str, Any]:
     """Returns of every run of a log, in each place, and their differences."""
     rng = np.random.default_rng(0)
     figures: dict[str, Any] = {"log": told(means(logged_returns(bench.store(log)), rng))}
-    for name in RUNS:
-        played = {place: runs for place in PLAYED if (runs := bench.returns(log, name, place.replace(" ", "_")))}
-        drawn = {place: means(runs, rng) for place, runs in played.items()}
-        figures[name] = {place: told(values) | {"seeds": len(played[place])} for place, values in drawn.items()}
-        if turned := [drawn[place] for place in drawn if place in ("turned 90", "turned 180", "turned 270")]:
-            figures[name]["loss_by_turning"] = told(drawn["turned 0"] - np.mean(turned, axis=0))
+    unseen = {name: games_of(bench.root / log / name, "unseen") for name in ALL}
+    for name in ALL:
+        played = {place: games_of(bench.root / log / name, place.replace(" ", "_")) for place in PLAYED}
+        played = {place: games for place, games in played.items() if games}
+        if not played:
+            continue
+        figures[name] = {
+            place: told(means(list(games.values()), rng)) | {"seeds": len(games)} for place, games in played.items()
+        }
+        if "turned 0" in played and (places := [played[place] for place in TURNED if place in played]):
+            still = played["turned 0"]
+            seeds = set(still).intersection(*places)
+            mean = {seed: np.mean([games[seed] for games in places], axis=0) for seed in seeds}
+            figures[name]["loss_by_turning"] = minus(still, mean, rng)
+            figures[name]["same_when_turned"] = share_equal(still, places)
+        if name != "plain":
+            figures[name]["unseen_minus_plain"] = minus(unseen[name], unseen["plain"], rng)
+        if trained := [read_json(path) for path in sorted((bench.root / log / name).glob("*/metrics.json"))]:
+            figures[name] |= {"parameters": trained[0]["parameters"], "steps": [run["steps"] for run in trained]}
     return figures
 
 
+def data_ratio(figures: dict[str, Any]) -> dict[str, Any]:
+    """The shortest log with which each run reaches, in unseen mazes, what plain reaches with the longest.
+
+    Returns:
+        That `return`, and by run the steps of the log, None where no log suffices.
+    """
+    lengths = sorted(int(log.removeprefix("log")) for log in figures)
+
+    def reached(length: int, name: str) -> float | None:
+        return figures[f"log{length}"].get(name, {}).get("unseen", {}).get("mean")
+
+    if not lengths or (wanted := reached(lengths[-1], "plain")) is None:
+        return {}
+    found: dict[str, Any] = {"return": wanted}
+    for name in ALL:
+        known = {length: mean for length in lengths if (mean := reached(length, name)) is not None}
+        if known:
+            found[name] = next((length for length, mean in known.items() if mean >= wanted), None)
+    return found
+
+
 def show(log: str, figures: dict[str, Any]) -> None:
-    """The table of a log."""
-    places = dict.fromkeys(place for name in RUNS for place in figures[name] if place != "loss_by_turning")
-    print(f"\n{log:<10}" + "".join(f"{place:>24}" for place in places))
-    for name in RUNS:
-        cells = [figures[name].get(place) for place in places]
-        texts = [
-            "" if c is None else f"{c['mean']:.1f} [{c['interval'][0]:.1f}, {c['interval'][1]:.1f}]" for c in cells
-        ]
-        print(f"{name:<10}" + "".join(f"{text:>24}" for text in texts))
+    """The table of a log, and below it what else is known of each run."""
+    runs = [name for name in figures if name != "log"]
+    places = dict.fromkeys(place for name in runs for place in figures[name] if place in (*PLAYED, "seen"))
+    print(f"\n{log:<12}" + "".join(f"{place:>24}" for place in places))
+    for name in runs:
+        print(f"{name:<12}" + "".join(f"{_text(figures[name].get(place)):>24}" for place in places))
+    for name in runs:
+        more = {key: f for key, f in figures[name].items() if key not in places and f is not None}
+        if more:
+            print(
+                f"{name:<12}" + ", ".join(f"{key} {_text(f) if isinstance(f, dict) else f}" for key, f in more.items())
+            )
     print(f"behaviour of the log {figures['log']['mean']:.1f}")
+
+
+def _text(figure: dict[str, Any] | None) -> str:
+    return "" if figure is None else f"{figure['mean']:.1f} [{figure['interval'][0]:.1f}, {figure['interval'][1]:.1f}]"
 
 
 def draw(path: Path, figures: dict[str, Any]) -> None:
@@ -133,8 +232,8 @@ def draw(path: Path, figures: dict[str, Any]) -> None:
     panels: dict[str, Any] = {}
     for place in ("turned 90", "unseen"):
         curves = {}
-        for name in RUNS:
-            known = [(int(log[3:]), f[name][place]) for log, f in figures.items() if place in f[name]]
+        for name in ALL:
+            known = [(int(log[3:]), f[name][place]) for log, f in figures.items() if place in f.get(name, {})]
             if known:
                 steps, here = [k for k, _ in known], [f for _, f in known]
                 curves[name] = steps, [f["mean"] for f in here], [f["interval"] for f in here]
@@ -145,10 +244,12 @@ def draw(path: Path, figures: dict[str, Any]) -> None:
 
 def main() -> None:
     """Make what is missing, and print every figure and the same as JSON in the last line."""
-    asked = command_line("equivariance", __doc__, "log20000/c4 or breakout", "one seed and next to no training")
+    asked = command_line("equivariance", __doc__, "log10000/c4 or breakout", "one seed and next to no training")
     mazes = Mazes(asked.root, QUICK if asked.quick else FULL, asked.only)
     figures = made(mazes, [f"log{steps}" for steps in mazes.budget.logs], figures_of, show)
     draw(asked.root / "equivariance.png", figures)
+    figures["data_ratio"] = data_ratio(figures)
+    print(f"steps of play for the return of plain in unseen mazes: {figures['data_ratio']}")
     flips = atari.Flips(asked.root, atari.QUICK if asked.quick else atari.FULL, asked.only)
     figures |= made(flips, [atari.GAME], atari.figures_of, atari.show)
     procgen = chaser.Chaser(asked.root, chaser.QUICK if asked.quick else chaser.FULL, asked.only, RUNS)

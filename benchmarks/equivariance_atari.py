@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.paired import games_of, minus
 from benchmarks.runs import Runs, logged_returns, means, told
 from worldmodels.data.sampling import even_windows
 from worldmodels.data.segments import TERMINATED
@@ -57,7 +58,7 @@ class Budget:
     seeds: int
 
 
-FULL = Budget(50_000, train=1500, games=20, limit=5000, windows=256, seeds=3)
+FULL = Budget(50_000, train=1000, games=10, limit=2000, windows=256, seeds=3)
 QUICK = Budget(6000, train=10, games=1, limit=200, windows=16, seeds=1)
 
 
@@ -119,17 +120,20 @@ def figures_of(bench: Flips, game: str) -> dict[str, Any]:
     drawn = {name: means(runs, rng) for name, runs in played.items()}
     for name, values in drawn.items():
         figures[name] = told(values) | {"seeds": len(played[name])}
+        trained = next((bench.root / game / name).glob("*/metrics.json"))
+        figures[name]["parameters"] = json.loads(trained.read_text(encoding="utf-8"))["parameters"]
         for figure, seeds in bench.held_out(name).items():
             figures[name][figure] = {"mean": round(float(np.mean(seeds)), 4), "seeds": [round(x, 4) for x in seeds]}
-        if name != "plain" and "plain" in drawn:
-            figures[name]["minus_plain"] = told(values - drawn["plain"])
+        if name != "plain":
+            games, plain = (games_of(bench.root / game / run) for run in (name, "plain"))
+            figures[name]["minus_plain"] = minus(games, plain, rng)
     return figures
 
 
 def show(game: str, figures: dict[str, Any]) -> None:
     """The table of the game."""
-    print(f"\n{game:<10}{'return':>24}{'held-out reward loss':>24}{'held-out value error':>24}")
+    print(f"\n{game:<10}{'return':>24}{'held-out reward loss':>24}{'held-out value error':>24}{'parameters':>12}")
     for name, f in figures.items():
         text = f"{f['mean']:.2f} [{f['interval'][0]:.2f}, {f['interval'][1]:.2f}]"
         held_out = [f"{f[k]['mean']:.4f}" if k in f else "" for k in ("reward_loss", "value_error")]
-        print(f"{name:<10}{text:>24}{held_out[0]:>24}{held_out[1]:>24}".rstrip())
+        print(f"{name:<10}{text:>24}{held_out[0]:>24}{held_out[1]:>24}{f.get('parameters', ''):>12}".rstrip())

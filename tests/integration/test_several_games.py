@@ -133,6 +133,19 @@ def test_a_checkpoint_without_games_is_as_before(ok, stores: tuple[Path, Path], 
     assert metrics(tmp_path / "run")["final"].keys() == {"psnr_changed_1", "psnr_changed_2", "rollout_psnr_changed"}
 
 
+def test_windows_are_turned_as_play_of_the_game_nearly_is(
+    ok, refused, stores: tuple[Path, Path], tmp_path: Path
+) -> None:
+    turned, out = [*WORLD, "model.turned=game"], tmp_path / "run"
+    ok("train", *turned, f"store={stores[1]}", f"out={out}", "trainer.max_steps=2")
+    assert torch.load(out / "last.ckpt", weights_only=True)["hyper_parameters"]["model"]["turned"] == "flip_lr"
+    assert "resuming" in ok("train", *turned, f"store={stores[1]}", f"out={out}", "trainer.max_steps=4")
+    assert "another model" in refused("train", *WORLD, f"store={stores[1]}", f"out={out}", "trainer.max_steps=6")
+    none = refused("train", *turned, f"store={stores[0]}", f"out={tmp_path / 'none'}")
+    assert "model.turned=game" in none and "(catch none)" in none
+    assert "(catch none, freeway flip_lr)" in refused("train", *turned, both(stores), f"out={tmp_path / 'both'}")
+
+
 def test_a_new_game_begins_with_what_games_have_in_common(ok, refused, stores, tmp_path: Path) -> None:
     ok("train", *WORLD, f"store={stores[0]}", f"out={tmp_path / 'run'}", "trainer.max_steps=2")
     given = [f"checkpoint={tmp_path / 'run' / 'best.ckpt'}", f"store={stores[1]}"]

@@ -151,7 +151,7 @@ def test_mistakes(setting: str) -> None:
         return SimpleNamespace(card={"game": game}, column=lambda name: np.array(actions))
 
     data: Any = SimpleNamespace(validation={"length": 8}, learned=logged("pong", [0, 3, 4, 3]))
-    with pytest.raises(UserError, match="RIGHT to UP.*symmetry=flip_lr"):
+    with pytest.raises(UserError, match=f"^{setting}=c4 takes the action RIGHT to UP.* use {setting}=flip_lr"):
         learner.prepare(data, resumed=False)
     data.learned = object.__new__(Mixture)  # a game's windows are moved to play of that game, whatever others have
     data.learned.stores = [logged("pong", [0, 3, 4]), logged("freeway", [0, 2, 5])]

@@ -1,14 +1,16 @@
 """The benchmarks of symmetry: what they hold models against, and Chaser in its own interpreter, where that is there."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import equivariance, frame_symmetry
 from benchmarks import equivariance_chaser as chaser
-from benchmarks import frame_symmetry
 from benchmarks.equivariance_atari import value_error
+from benchmarks.paired import games_of, minus, share_equal
 from tests.unit.test_muzero import muzero
 from worldmodels.data.sampling import even_windows
 from worldmodels.data.sources.maze_play import maze_card, maze_play
@@ -16,6 +18,54 @@ from worldmodels.data.store import Store
 from worldmodels.ops.groups import Element, action_table, group, moved_action
 
 needs_procgen = pytest.mark.skipif(not (chaser.PYTHON / "installed").exists(), reason="data/procgen has no Procgen")
+
+
+def test_games_are_held_against_those_that_began_alike(tmp_path: Path) -> None:
+    """Returns that differ much between games and seeds, and by 2 between the places; written as games end."""
+    rng = np.random.default_rng(0)
+    for seed in range(3):
+        returns = 1000 * rng.random(6).round(3)
+        for place, more in (("turned_0", 2.0), ("unseen", 0.0)):
+            out = tmp_path / str(seed) / place
+            out.mkdir(parents=True)
+            lines = [json.dumps({"episode": int(k), "return": returns[k] + more}) for k in rng.permutation(6)]
+            (out / "results.jsonl").write_text("\n".join(lines))
+            (out / "metrics.json").write_text("{}")
+    here, there = games_of(tmp_path, "turned_0"), games_of(tmp_path, "unseen")
+    assert minus(here, there, rng) == {"mean": 2.0, "interval": [2.0, 2.0], "seeds": 3}
+    assert minus(here, {}, rng) is None
+    assert share_equal(here, [here, there]) == 0.5
+
+
+def test_the_log_that_a_return_takes_is_told() -> None:
+    def unseen(**means: float) -> dict:
+        return {name: {"unseen": {"mean": mean}} for name, mean in means.items()}
+
+    figures = {"log5000": unseen(plain=1, c4=2, encoder=4), "log10000": unseen(plain=3, c4=3.5, turned=2)}
+    told = {"return": 3, "plain": 10_000, "turned": None, "encoder": 5000, "c4": 10_000}
+    assert equivariance.data_ratio(figures) == told
+    assert equivariance.data_ratio({"log5000": unseen(c4=2)}) == {}
+
+
+def test_runs_are_paid_what_symmetry_costs(tmp_path: Path) -> None:
+    """By seconds that are on record, and by arithmetic, which grows with what is searched and with the group."""
+    mazes = equivariance.Mazes(tmp_path, equivariance.QUICK, [])
+    for name, seconds in (("c4", 60.0), ("turned", 24.0)):
+        out = tmp_path / "log3000" / name / "0"
+        out.mkdir(parents=True)
+        (out / "metrics.json").write_text(json.dumps({"cpu_seconds": seconds}))
+    assert mazes.steps("log3000", "turned_time", 0) == 2.5 * equivariance.QUICK.train
+    assert mazes.steps("log3000", "c4", 0) == equivariance.QUICK.train
+    log, more = tmp_path / "log", ("model.frames=2", "model.sizes.tiny.representation.patch=3")
+    with Store.create(log, maze_card(0, time_limit=60, mazes=4)) as made:
+        for episode in maze_play(600, 0, time_limit=60, mazes=4):
+            made.append(episode)
+    plain, turned = (muzero(*more, f"model.symmetry={s}", actions=[0, 2, 3, 4, 5], size=15) for s in ("none", "c4"))
+    search = {"_target_": "worldmodels.planning.planners.gumbel", "num_simulations": 2}
+    cost = equivariance.arithmetic(plain, search, log)
+    assert cost > 0 and cost == equivariance.arithmetic(plain, search, log)
+    assert equivariance.arithmetic(plain, search | {"num_simulations": 8}, log) > 1.5 * cost
+    assert equivariance.arithmetic(turned, search, log) > 1.5 * cost
 
 
 def test_values_are_held_against_what_followed_in_held_out_play(catch_store: Path) -> None:

@@ -87,7 +87,48 @@ def test_a_policy_of_callables_is_a_policy(search, noise: bool) -> None:
     assert set(torch.stack(acts).unique().tolist()) <= {0, 2, 5}
     alone = torch.cat([policy.act(frames[i : i + 1], policy.start(1))[0] for i in range(12)])
     assert torch.equal(alone, policy.act(frames, state)[0])
-    assert (torch.stack(acts) == acts[0]).all() != noise
+    root, _ = policy.see(frames, state)
+    visits = policy.search(toy.step, root).visits.sort(-1).values
+    tied = visits[:, -1] == visits[:, -2]  # drawn without noise, too
+    assert tied.sum() < 8 and (torch.stack(acts) == acts[0])[:, ~tied].all() != noise
+
+
+def flat(state: State, action: Tensor) -> tuple[RecurrentOutput, State]:
+    """All actions are equally good."""
+    zero = torch.zeros(len(action), dtype=torch.float64)
+    return RecurrentOutput(zero, zero + 0.9, torch.zeros(len(action), 5, dtype=torch.float64), zero), state
+
+
+@both_searches
+@both_backends
+def test_draws_decide_between_equal_actions(search, backend: str) -> None:
+    root = Root(torch.zeros(40, 5, dtype=torch.float64), torch.zeros(40, dtype=torch.float64), {"h": torch.zeros(40)})
+    ties = torch.rand(40, 5, generator=torch.Generator().manual_seed(2))
+    drawn = search(flat, root, 3, ties=ties, backend=backend)
+    assert torch.equal(drawn.tree.action[:, 1:], ties.argsort(-1, descending=True)[:, :3].to(drawn.tree.action))
+    assert torch.equal(drawn.action, ties.argmax(-1))
+    first = search(flat, root, 3, backend=backend)
+    assert (first.tree.action[:, 1:] == torch.arange(3)).all() and not first.action.any()
+    deep = search(flat, root, 9, ties=ties, backend=backend)
+    below = deep.tree.action[deep.tree.parent > 0].double()
+    assert below.std() > 0 and search(flat, root, 9, backend=backend).tree.action.double().std() > 0
+    with pytest.raises(UserError, match="one draw an action"):
+        search(flat, root, 3, ties=ties[:, :4], backend=backend)
+
+
+def test_play_breaks_ties_by_its_generator() -> None:
+    policy = SearchPolicy(
+        begin=lambda n: {"h": torch.zeros(n)},
+        see=lambda frames, state: (Root(torch.zeros(len(frames), 5), torch.zeros(len(frames)), state), state),
+        recurrent=lambda state, action: (RecurrentOutput(*(x.float() for x in flat(state, action)[0])), state),
+        search=functools.partial(gumbel_search, num_simulations=4),
+        actions=range(5),
+    )
+    frames = torch.zeros(200, 1, 4, 4, dtype=torch.uint8)
+    acts = [policy.act(frames, policy.start(200), torch.Generator().manual_seed(seed))[0] for seed in (0, 0, 1)]
+    assert torch.equal(acts[0], acts[1]) and not torch.equal(acts[0], acts[2])
+    assert acts[0].bincount(minlength=5).min() > 20
+    assert not policy.act(frames, policy.start(200))[0].any()
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,18 @@ EVERY = [
 ]
 
 
+def test_backends_break_ties_alike() -> None:
+    differs = 0
+    for number, case in enumerate(cases(SHAPES[:20])):
+        if case.kind == "ties":
+            ties = torch.from_numpy(np.random.Generator(np.random.PCG64(number)).random(case.noise.shape))
+            a, b = (search(case, torch.float64, backend, ties=ties) for backend in ("numba", "torch"))
+            assert torch.equal(a.tree.parent, b.tree.parent) and torch.equal(a.tree.action, b.tree.action), case
+            assert torch.equal(a.visits, b.visits) and torch.equal(a.action, b.action), case
+            differs += not torch.equal(a.tree.action, search(case, torch.float64, "numba").tree.action)
+    assert differs > 10
+
+
 @pytest.mark.parametrize(("backend", "every"), EVERY)
 def test_float64_trees_are_those_of_mctx(backend: str, every: int) -> None:
     searches = 0

@@ -1,6 +1,7 @@
 """A trained MuZero as a policy: by its own search, by another one, or by its policy alone."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from worldmodels.learners.muzero import load_muzero, refuse_more, searching
 from worldmodels.models.muzero import MuZero
+from worldmodels.nn.equivariant import expand_once
 from worldmodels.planning.policy import SearchPolicy
 from worldmodels.planning.tree import Root
 from worldmodels.types import RecurrentOutput, State, UserError
@@ -115,4 +117,5 @@ def as_policy(
 
     step = model.recurrent if model.games is None else eyes.recurrent
     temperature = settings.get("temperature", 1.0) if settings["_target_"].endswith(DRAWING) else None
-    return SearchPolicy(eyes.begin, eyes.see, step, search, eyes.actions, noise, temperature)
+    kept = partial(expand_once, model)
+    return SearchPolicy(eyes.begin, eyes.see, step, search, eyes.actions, noise, temperature, kept)

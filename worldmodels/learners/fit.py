@@ -28,10 +28,13 @@ from worldmodels.data.disk import make_folder, read_json, write_json
 from worldmodels.data.mixing import logged_actions
 from worldmodels.evaluation.scores import game_facts
 from worldmodels.learners.base import Learner, Score
+from worldmodels.ops.groups import GROUPS
 from worldmodels.types import UserError
 
 MAY_DIFFER = ("out", "resume", "compile", "logger", "trainer.max_steps", "learner.max_steps", "callbacks")
 """Settings that a resumed run may change without a word."""
+SYMMETRIES = ("symmetry", "turned")
+"""Settings of a model that may be `game`."""
 
 
 def fit(
@@ -69,9 +72,8 @@ def fit(
     known = ((stored or {}).get("model", {}).get("games") or {}).get("actions")
     settings = {**settings, "model": told_games(settings["model"], known)}
     if stored is not None:
-        before = {"games": None, "symmetry": "none", "turned": "none"}  # which checkpoints of earlier versions lack
-        if before | stored["model"] != before | settings["model"]:
-            raise UserError(f"{out} holds a run of another model; give another out=DIR, or resume=never to begin again")
+        begun, asked = stored["model"], settings["model"]
+        _same_model(out, begun, asked | {name: begun.get(name) for name in SYMMETRIES if asked.get(name) == "game"})
         asked = settings["learner"].get("_target_")
         if (begun := _begun_with(out, "learner._target_")) not in (None, asked):
             raise UserError(
@@ -103,6 +105,8 @@ def fit(
     if "actions" not in settings["learner"]:
         settings["model"] = told_games(settings["model"], legal_actions(data.store))
     learner = build_learner(settings, data)
+    if stored is not None:
+        _same_model(out, stored["model"], learner.hparams["model"])
     _check_frames(learner.model, data.card)
     if weights is not None:
         learner.begin(weights)
@@ -128,6 +132,12 @@ def fit(
         _choose_last(trainer, learner.score, out)
     digests = _digests(trainer, learner)
     return _write_metrics(trainer, learner, out, digests) if trainer.is_global_zero else {}
+
+
+def _same_model(out: Path, begun: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    before = {"games": None, "symmetry": "none", "turned": "none"}  # which checkpoints of earlier versions lack
+    if {**before, **begun} != {**before, **asked}:
+        raise UserError(f"{out} holds a run of another model; give another out=DIR, or resume=never to begin again")
 
 
 def _trained(adapt: Any, budget: int | None) -> str:
@@ -174,6 +184,29 @@ def told_games(model: Mapping[str, Any], actions: Mapping[str, Any] | None) -> d
     return {**model, "games": {"actions": actions, **games}} if games is not None and actions else dict(model)
 
 
+def told_symmetries(model: Mapping[str, Any], store: Any) -> dict[str, Any]:
+    """The settings of a model where those that are `game` are the symmetry that play of the store's games nearly has.
+
+    Raises:
+        UserError: nothing is known of such a symmetry of a game, or those of the games differ.
+    """
+    asked = [name for name in SYMMETRIES if model.get(name) == "game"]
+    if not asked:
+        return dict(model)
+    known: dict[str, str | None] = dict.fromkeys(logged_actions(store))
+    for game in known:
+        with suppress(UserError):  # nobody's table has a game of the user's own
+            known[game] = game_facts(game).get("approximate_symmetry")
+    found = set(known.values())
+    if None in found or len(found) > 1:
+        told = ", ".join(f"{game} {symmetry or 'none'}" for game, symmetry in known.items())
+        raise UserError(
+            f"model.{asked[0]}=game is the approximate_symmetry that conf/game has of the store's games, which must be "
+            f"one and the same ({told}): give model.{asked[0]}={', '.join(GROUPS)} in its place"
+        )
+    return {**model, **dict.fromkeys(asked, found.pop())}
+
+
 def check_learner(settings: Mapping[str, Any]) -> None:
     """Refuse settings of what learners share for those of one."""
     if "_target_" not in settings["learner"]:
@@ -190,7 +223,8 @@ def build_learner(settings: Mapping[str, Any], data: Any) -> Any:
         logged = logged_actions(data.store)
         told_apart = len(logged) > 1 or settings["model"].get("games") is not None
         found["actions"] = logged if told_apart else next(iter(logged.values()))
-    return build(settings["learner"], model=settings["model"], card=data.card, **found)
+    model = told_symmetries(settings["model"], data.store)
+    return build(settings["learner"], model=model, card=data.card, **found)
 
 
 def _digests(trainer: L.Trainer, learner: Any) -> list[str]:

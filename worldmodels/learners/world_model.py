@@ -84,11 +84,12 @@ class WorldModelLearner(Adaptable):
             raise UserError(
                 f"data.validation.length={length} must be more than the longest of learner.horizons={horizons}"
             )
-        symmetries = [symmetry for symmetry in getattr(self.model, "symmetries", ()) if len(symmetry) > 1]
+        asked = getattr(self.model, "symmetries", {})
+        symmetries = {setting: symmetry for setting, symmetry in asked.items() if len(symmetry) > 1}
         games = getattr(self.model, "games", None)
         for game, actions in logged_actions(data.learned).items() if symmetries or games is not None else ():
-            for symmetry in symmetries:
-                action_table(symmetry, actions)
+            for setting, symmetry in symmetries.items():
+                action_table(symmetry, actions, setting)
             if games is None:
                 continue
             if not games.row(game):

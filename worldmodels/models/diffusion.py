@@ -122,8 +122,10 @@ class DiffusionWorldModel(nn.Module):
                 f"trained, denoiser.noise.sigma_min={trained['sigma_min']} to {trained['sigma_max']}."
             )
         settings = denoiser | {"network": shared | denoiser["network"], "symmetry": symmetry}
-        self.turned = group(turned)
-        action_table(self.turned, range(num_actions))  # refuses a group under which the actions are not closed
+        self.turned = group(turned, "turned")
+        action_table(
+            self.turned, range(num_actions), "turned"
+        )  # refuses a group under which the actions are not closed
         if (few_step := denoiser.get("few_step")) is not None:
             ends = {name: sampler[name] for name in ("sigma_min", "sigma_max", "rho") if name in sampler}
             settings["few_step"] = ends | few_step
@@ -157,9 +159,9 @@ class DiffusionWorldModel(nn.Module):
         return self.eval().requires_grad_(False)
 
     @property
-    def symmetries(self) -> tuple[Group, ...]:
-        """Under which the actions of a game must be closed."""
-        return self.turned, self.denoiser.symmetry
+    def symmetries(self) -> dict[str, Group]:
+        """Under which the actions of a game must be closed, by the settings that ask for them."""
+        return {"turned": self.turned, "symmetry": self.denoiser.symmetry}
 
     @property
     def signs(self) -> bool:

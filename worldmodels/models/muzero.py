@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodels.models.muzero_loss import loss_of
+from worldmodels.models.muzero_widths import matched_widths
 from worldmodels.nn.equivariant import expand_once
 from worldmodels.nn.games import Games
 from worldmodels.nn.heads import wide
@@ -81,6 +82,8 @@ class MuZero(nn.Module):
         symmetry: "none", "flip_lr", "flip_ud", "c4" or "d4": what is built into the networks (Deac et al. 2023).
         symmetric: which of `PARTS` have it; None: all, so that the search has it, too.
         route: how the representation has it: "layers" (group convolutions) or "symmetrised" (the paper's).
+        matched: with symmetry, widths are such that there are about as many parameters as without, whichever parts have
+            it; false: the numbers in the layers of a symmetric representation are of fields.
         turned: a group as `symmetry`, by an element of which each training window is moved: augmentation of the data.
         games: further settings of `nn.games.Games`: the latent image of a frame is told which game it is of, where
             actions are by game; None: the frame must show it.
@@ -117,9 +120,11 @@ class MuZero(nn.Module):
         symmetry: str = "none",
         symmetric: Sequence[str] | None = None,
         route: str = "layers",
+        matched: bool = True,
         turned: str = "none",
         games: dict[str, float] | None = None,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         by_game = dict(actions) if isinstance(actions, Mapping) else None
         self.games = None if by_game is None else Games(by_game, **games or {})
@@ -156,16 +161,20 @@ class MuZero(nn.Module):
         if unknown := parts - set(PARTS):
             raise UserError(f"model.symmetric names {min(unknown)}; its parts are {', '.join(PARTS)}")
         self.group = group(symmetry)
-        table, self.turned = action_table(self.group, self.actions), group(turned)
-        for mine in (by_game or {"": self.actions}).values():
-            for moving in (self.group, self.turned):  # refuses a group under which the actions are not closed
-                action_table(moving, sorted(mine))
+        table, self.turned = action_table(self.group, self.actions), group(turned, "turned")
+        for mine in (by_game or {"": self.actions}).values():  # refuses a group under which the actions are not closed
+            action_table(self.group, sorted(mine))
+            action_table(self.turned, sorted(mine), "turned")
+        if route not in ROUTES:
+            raise UserError(f"model.route={route} is unknown; choose one of {', '.join(ROUTES)}")
+        if parts and matched:
+            # the channels of a plain one are fields to the others
+            multiple = 1 if "representation" in parts else len(self.group)
+            representation, readout = matched_widths(MuZero, given, multiple)
         seen = image_channels * (1 if recurrent else frames)
         if "representation" not in parts:
             self.representation: Any = Representation(seen, image_size, **representation)
         else:
-            if route not in ROUTES:
-                raise UserError(f"model.route={route} is unknown; choose one of {', '.join(ROUTES)}")
             self.representation = ROUTES[route](self.group, seen, image_size, **representation)
         shape, n = self.representation.shape, len(self.group)
         if parts and shape.channels % n:
@@ -233,8 +242,13 @@ class MuZero(nn.Module):
             self.scale.copy_(1 / (self._alike(deviation) + 0.1))
 
     def _alike(self, picture: Tensor) -> Tensor:
-        """The mean of what the group makes of a picture (C, H, W), which breaks no symmetry."""
-        return torch.stack([transform(picture[None], element)[0] for element in self.group.elements]).mean(0)
+        """The mean of what is made of a picture (C, H, W) by the turns of training and then the group.
+
+        So it is what is seen in training, and breaks no symmetry.
+        """
+        for moves in (self.turned, self.group):
+            picture = torch.stack([transform(picture, element) for element in moves.elements]).mean(0)
+        return picture
 
     def represent(self, frames: Tensor, action: Tensor, real: Tensor, game: Tensor | None = None) -> Tensor:
         """The latent image (N, D, h, w) of a context.

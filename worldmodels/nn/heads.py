@@ -125,7 +125,7 @@ class Categorical(nn.Module):
             raise UserError(f"a head's low={low}, high={high}, bins={bins} must be at least two bins, low below high")
         self.actions, self.bins = actions, bins
         self.encode, self.decode = _transform(transform)
-        self.low, self.high = self.encode(torch.tensor([low, high], dtype=torch.float64)).tolist()
+        self.low, self.high = self.encode(torch.tensor([low, high], dtype=torch.float64, device="cpu")).tolist()
         self.layer = nn.Linear(features, bins * (actions or 1))
 
     def support(self, device: torch.device) -> Tensor:

@@ -1,7 +1,8 @@
 """The networks of nn/latent.py with the symmetries of a picture built in; a latent image is then fields of a group.
 
 Fields (N, F, G, h, w) are handed on as channels (N, F * G, h, w), so that any part can be exchanged for a plain one.
-A layer that is told N channels has N / sqrt(G) fields, and so about as many parameters as the plain one has.
+Representations are told their fields. A readout that is told N channels has N / sqrt(G) fields, and so about as many
+parameters as the plain one has.
 
 Source: Deac et al. 2023 (Equivariant MuZero).
 
@@ -31,7 +32,7 @@ class SymmetricRepresentation(nn.Module):
         group: of the fields.
         inputs: C.
         image_size: H = W.
-        layers: as in `nn.latent.Representation`, the first of them a convolution.
+        layers: as in `nn.latent.Representation`, the first of them a convolution; their numbers are of fields.
         patch: side of the squares of pixels between two windows of the first convolution.
 
     Raises:
@@ -47,7 +48,7 @@ class SymmetricRepresentation(nn.Module):
         for layer in layers:
             match layer.split():
                 case ["conv", width] if width.isdigit() and not made:
-                    outputs = fields_of(group, int(width))
+                    outputs = int(width)
                     # what a plain convolution of 3 sees of folded patches
                     made += [LiftConv2d(group, inputs, outputs, 3 * patch, patch, patch), nn.ReLU()]
                     fields, side = outputs, side // patch
@@ -55,7 +56,7 @@ class SymmetricRepresentation(nn.Module):
                     stride = 1 + (kind == "down")
                     kernel = 3 if stride == 1 or side % 2 else 4  # windows that reach as far to either border
                     check_grid(group, (side, side), kernel, stride, 1)
-                    outputs = fields_of(group, int(width))
+                    outputs = int(width)
                     made += [GroupConv2d(group, fields, outputs, kernel, stride, 1), nn.ReLU()]
                     fields, side = outputs, (side + 2 - kernel) // stride + 1
                 case ["block"] if made:

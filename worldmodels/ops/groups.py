@@ -82,14 +82,14 @@ GROUPS = {
 """By the names that settings use."""
 
 
-def group(name: str) -> Group:
-    """The group of a setting such as `symmetry=c4`.
+def group(name: str, setting: str = "symmetry") -> Group:
+    """The group of a setting such as `symmetry=c4`, which a mistake is told of by its name.
 
     Raises:
         UserError: there is no such group.
     """
     if name not in GROUPS:
-        raise UserError(f"symmetry={name} is unknown; choose one of {', '.join(GROUPS)}")
+        raise UserError(f"{setting}={name} is unknown; choose one of {', '.join(GROUPS)}")
     return GROUPS[name]
 
 
@@ -151,12 +151,13 @@ def nearest(symmetry: Group, actions: Sequence[int]) -> Group:
     return max(working, key=lambda other: (len(set(other.elements) & set(symmetry.elements)), len(other)))
 
 
-def action_table(symmetry: Group, actions: Sequence[int] = range(len(ACTIONS))) -> Tensor:
+def action_table(symmetry: Group, actions: Sequence[int] = range(len(ACTIONS)), setting: str = "symmetry") -> Tensor:
     """What each element makes of each action.
 
     Args:
         symmetry: the group.
         actions: indices into the 18-action set, which a model's own actions are places in.
+        setting: that asks for the group, by the name that a mistake is told of.
 
     Returns:
         (G, A) int64: table[g, i] is the place in `actions` of what element g makes of the one in place i.
@@ -167,8 +168,8 @@ def action_table(symmetry: Group, actions: Sequence[int] = range(len(ACTIONS))) 
     if added := sorted(set(closure(symmetry, actions)) - set(actions)):
         taken, to = next((a, b) for a in actions for e in symmetry.elements if (b := moved_action(a, e)) in added)
         raise UserError(
-            f"symmetry={symmetry.name} takes the action {ACTIONS[taken]} to {ACTIONS[to]}, which is not among the "
-            f"{len(actions)} actions {list(actions)}: use symmetry={nearest(symmetry, actions).name}, or add {added}"
+            f"{setting}={symmetry.name} takes the action {ACTIONS[taken]} to {ACTIONS[to]}, which is not among the "
+            f"{len(actions)} actions {list(actions)}: use {setting}={nearest(symmetry, actions).name}, or add {added}"
         )
     places = {action: place for place, action in enumerate(actions)}
     table = [[places[moved_action(action, element)] for action in actions] for element in symmetry.elements]

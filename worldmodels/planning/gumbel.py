@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from worldmodels.planning.torch_tree import completed_q, halving_score, scaled
-from worldmodels.planning.tree import Halving, Plot, Root, SearchResult, check, grow, legal_logits, sparing
+from worldmodels.planning.tree import Halving, Plot, Root, SearchResult, best_of, check, grow, legal_logits, sparing
 from worldmodels.types import Recurrent, UserError
 
 MAX_CONSIDERED = 16
@@ -25,6 +25,7 @@ def gumbel_search(
     invalid_inside: Tensor | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
+    ties: Tensor | None = None,
     visit_offset: float = 50.0,
     value_scale: float = 0.1,
     rescale: bool = True,
@@ -44,6 +45,7 @@ def gumbel_search(
         invalid_inside: (B, A) bool, true for actions that are illegal at every node below.
         noise: (B, A) standard Gumbel draws.
         generator: makes them where `noise` is None.
+        ties: (B, A) draws that decide between equally good actions; None: the first of them is taken.
         visit_offset: c_visit of sigma(q) = (c_visit + max N) c_scale q.
         value_scale: c_scale.
         rescale: move the completed Q of a node to [0, 1] before it is scaled.
@@ -53,7 +55,7 @@ def gumbel_search(
     Raises:
         UserError: a setting is out of range, shapes do not agree, a node has no legal action, or the model returns NaN.
     """
-    check(root, num_simulations, max_depth, invalid=invalid, invalid_inside=invalid_inside)
+    check(root, num_simulations, max_depth, ties, invalid=invalid, invalid_inside=invalid_inside)
     max_considered = MAX_CONSIDERED if max_considered is None else max_considered
     if type(max_considered) is not int or max_considered < 1:
         raise UserError(f"max_considered={max_considered} must be a whole number of at least 1")
@@ -69,11 +71,11 @@ def gumbel_search(
     considered = table.to(logits.device)[(~logits.isneginf()).sum(-1).clamp(max=max_considered)]
     rule = Halving(bonus, considered, visit_offset, value_scale, rescale)
     value = root.value.detach().to(logits.dtype)
-    plot = Plot(logits, value, invalid_inside, rule, num_simulations, max_depth or num_simulations)
+    plot = Plot(logits, value, invalid_inside, rule, num_simulations, max_depth or num_simulations, ties)
     tree, visits, q = grow(recurrent, root.state, plot, backend)
     q = completed_q(logits, q, visits, value)
     sigma = scaled(q, visits, rule)
-    action = halving_score(bonus, sigma, visits, visits.amax(-1, keepdim=True)).argmax(-1)
+    action = best_of(halving_score(bonus, sigma, visits, visits.amax(-1, keepdim=True)), ties)
     return SearchResult(action, torch.softmax(logits + sigma, -1), tree.value[:, 0].to(value.dtype), visits, q, tree)
 
 

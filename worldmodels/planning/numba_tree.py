@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodels.planning.tree import OUTPUTS, Halving, Plot, Tree, bad_number, nowhere_to_go, wrong
+from worldmodels.planning.tree import OUTPUTS, Halving, Plot, Tree, bad_number, nowhere_to_go, slack, wrong
 from worldmodels.types import RecurrentOutput, UserError
 
 EPSILON = 1e-8
@@ -65,6 +65,8 @@ class Forest(NamedTuple):
         numbers: settings of `Halving`, or pUCT's factor of exploration by the visits of a node.
         halving: the rule is `Halving`.
         max_depth: of `Plot`.
+        ties: (B, A) of `Plot`, or empty.
+        slack: what equal scores may differ by.
     """
 
     nodes: np.ndarray
@@ -83,6 +85,8 @@ class Forest(NamedTuple):
     numbers: np.ndarray
     halving: bool
     max_depth: int
+    ties: np.ndarray
+    slack: float
 
 
 def _compiled(**settings: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -133,6 +137,8 @@ class NumbaTree:
             numbers=numbers,
             halving=isinstance(rule, Halving),
             max_depth=plot.max_depth,
+            ties=(torch.zeros(0, 0) if plot.ties is None else plot.ties).double().numpy(),
+            slack=slack(plot.value.dtype),
         )
         self.told[2].copy_(plot.value)
         plant(self.forest)
@@ -274,7 +280,7 @@ def _look(f, b, i):
 
 @_compiled()
 def _puct(f, b, i):
-    """(action, child or 0) of MuZero's pUCT; of equals the first action."""
+    """(action, child or 0) of MuZero's pUCT."""
     low = high = f.nodes[b, i].value
     c = f.nodes[b, i].first
     while c > 0:
@@ -286,19 +292,39 @@ def _puct(f, b, i):
     action, child, score = f.nodes[b, i].best, np.uint32(0), -np.inf
     if action >= 0:
         score = factor * f.prior[i, b, action]
-    c = f.nodes[b, i].first
+    c, k = f.nodes[b, i].first, 0
     while c > 0:
         edge = f.edges[b, c]
-        s = (edge.q - low) / scale + factor * edge.prior / (edge.visits + 1)
+        f.scratch[k] = s = (edge.q - low) / scale + factor * edge.prior / (edge.visits + 1)
         if s > score or (s == score and edge.action < action):
             action, child, score = edge.action, c, s
-        c = edge.next
+        c, k = edge.next, k + 1
+    return _untie(f, b, i, action, child, score, factor) if len(f.ties) else (action, child)
+
+
+@_compiled()
+def _untie(f, b, i, action, child, score, factor):
+    """(action, child or 0) of those with the largest score, but for rounding, the one with the largest draw.
+
+    The scores of children are in `scratch`; `factor` times its prior is that of an action without a node.
+    """
+    least, most = score - f.slack, -np.inf
+    for a in range(f.prior.shape[2]):
+        p = np.float64(f.prior[i, b, a])
+        if p > 0.0 and factor * p >= least and f.ties[b, a] > most:
+            action, child, most = a, np.uint32(0), f.ties[b, a]
+    c, k = f.nodes[b, i].first, 0
+    while c > 0:
+        a = f.edges[b, c].action
+        if f.scratch[k] >= least and f.ties[b, a] > most:
+            action, child, most = a, c, f.ties[b, a]
+        c, k = f.edges[b, c].next, k + 1
     return action, child
 
 
 @_compiled(fastmath={"reassoc", "nnan", "nsz"})
 def _halve(f, b, simulation):
-    """The action of sequential halving at the root; of equals the first. `simulation` is the sum of the visits.
+    """The action of sequential halving at the root. `simulation` is the sum of the visits.
 
     Over all actions, without branches and with sums in any order, so that a core takes several at once.
     """
@@ -324,6 +350,12 @@ def _halve(f, b, simulation):
         score = max(bonus[a] + slope * (scratch[a] - zero), -1e9)
         scratch[a] = score if visits[a] == considered and bonus[a] > -np.inf else -np.inf
         best = max(best, scratch[a])
+    if len(f.ties):
+        action, most = 0, -np.inf
+        for a in range(len(q)):
+            if scratch[a] >= best - f.slack and f.ties[b, a] > most:
+                action, most = a, f.ties[b, a]
+        return action
     for a in range(len(q)):
         if scratch[a] == best:
             return a
@@ -332,12 +364,15 @@ def _halve(f, b, simulation):
 
 @_compiled()
 def _improve(f, b, i):
-    """(action, child or 0) with the largest pi'(a) - N(a) / (1 + sum N); of equals the first action.
+    """(action, child or 0) with the largest pi'(a) - N(a) / (1 + sum N).
 
     sigma(q) is slope * q but for a constant, which the softmax of pi' does not see.
     """
     action, child, score = f.nodes[b, i].best, np.uint32(0), -np.inf
     if f.nodes[b, i].first == 0:
+        if len(f.ties):
+            factor = 1.0 / f.nodes[b, i].unvisited
+            return _untie(f, b, i, action, child, factor * f.prior[i, b, action], factor)
         return action, child
     low, high, weighted = np.inf, -np.inf, 0.0
     seen, total, most = 0, 0, 0
@@ -370,8 +405,8 @@ def _improve(f, b, i):
     c, k = f.nodes[b, i].first, 0
     while c > 0:
         edge = f.edges[b, c]
-        s = f.scratch[k] / mass - edge.visits / (1 + total)
+        f.scratch[k] = s = f.scratch[k] / mass - edge.visits / (1 + total)
         if s > score or (s == score and edge.action < action):
             action, child, score = edge.action, c, s
         c, k = edge.next, k + 1
-    return action, child
+    return _untie(f, b, i, action, child, score, rest / mass) if len(f.ties) else (action, child)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from worldmodels.planning.gumbel import gumbel_noise
-from worldmodels.planning.tree import OUTPUTS, Root, SearchResult, Tree, bad_number, check, legal_logits, wrong
+from worldmodels.planning.tree import OUTPUTS, Root, SearchResult, Tree, bad_number, best_of, check, legal_logits, wrong
 from worldmodels.types import Recurrent, UserError
 
 
@@ -18,6 +18,7 @@ def one_step_search(
     invalid: Tensor | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
+    ties: Tensor | None = None,
 ) -> SearchResult:
     """Try every action once; the policy is the prior times exp(advantage), the advantage being clipped.
 
@@ -29,11 +30,12 @@ def one_step_search(
         invalid: (B, A) bool, true for actions that are illegal.
         noise: (B, A) standard Gumbel draws, by which the action is drawn from the policy; None: the likeliest is taken.
         generator: makes them where `noise` is None.
+        ties: (B, A) draws that decide between equally good actions; None: the first of them is taken.
 
     Raises:
         UserError: a setting is out of range, shapes do not agree, a root has no legal action, or the model returns NaN.
     """
-    check(root, 1, None, invalid=invalid)
+    check(root, 1, None, ties, invalid=invalid)
     if clip <= 0 or temperature <= 0:
         raise UserError(f"clip={clip} and temperature={temperature} of a one-step search must be above 0")
     logits = legal_logits(root.prior_logits, invalid)
@@ -50,7 +52,7 @@ def one_step_search(
     improved = logits.log_softmax(-1) + better
     if noise is None and generator is not None:
         noise = gumbel_noise(logits, generator)
-    chosen = (improved if noise is None else improved + noise).argmax(-1)
+    chosen = best_of(improved if noise is None else improved + noise, ties)
     weights = improved.softmax(-1)
     first = root.value[:, None]
     tree = Tree(

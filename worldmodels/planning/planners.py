@@ -14,7 +14,7 @@ from worldmodels.planning.tree import SearchResult
 from worldmodels.types import UserError
 
 Planner = Callable[..., SearchResult]
-"""Called as planner(recurrent, root, generator=..., noise=..., invalid=...)."""
+"""Called as planner(recurrent, root, generator=..., noise=..., invalid=..., ties=...)."""
 
 
 def gumbel(**settings: Any) -> Planner:

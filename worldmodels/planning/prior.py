@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from worldmodels.planning.gumbel import gumbel_noise
-from worldmodels.planning.tree import Root, SearchResult, Tree, check, legal_logits
+from worldmodels.planning.tree import Root, SearchResult, Tree, best_of, check, legal_logits
 from worldmodels.types import Recurrent
 
 
@@ -17,6 +17,7 @@ def prior_search(
     invalid: Tensor | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
+    ties: Tensor | None = None,
 ) -> SearchResult:
     """Draw from the policy, or take the likeliest action where there is no noise.
 
@@ -27,11 +28,12 @@ def prior_search(
         invalid: (B, A) bool, true for actions that are illegal.
         noise: (B, A) standard Gumbel draws.
         generator: makes them where `noise` is None.
+        ties: (B, A) draws that decide between equally good actions; None: the first of them is taken.
 
     Raises:
         UserError: shapes do not agree, a root has no legal action, or holds NaN.
     """
-    check(root, 1, None, invalid=invalid)
+    check(root, 1, None, ties, invalid=invalid)
     logits = legal_logits(root.prior_logits, invalid)
     if noise is None and generator is not None:
         noise = gumbel_noise(logits, generator)
@@ -39,4 +41,4 @@ def prior_search(
     visits, value = torch.zeros_like(logits, dtype=torch.int64), root.value[:, None]
     alone = torch.full_like(value, -1, dtype=torch.int64)
     tree = Tree(alone, alone, torch.ones_like(alone), value, value, torch.zeros_like(value), torch.ones_like(value))
-    return SearchResult(chosen.argmax(-1), logits.softmax(-1), root.value, visits, value.expand_as(logits), tree)
+    return SearchResult(best_of(chosen, ties), logits.softmax(-1), root.value, visits, value.expand_as(logits), tree)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from worldmodels.planning.tree import Plot, Puct, Root, SearchResult, check, grow, legal_logits, sparing
+from worldmodels.planning.tree import Plot, Puct, Root, SearchResult, best_of, check, grow, legal_logits, sparing
 from worldmodels.types import Recurrent, UserError
 
 
@@ -17,6 +17,7 @@ def puct_search(
     invalid_inside: Tensor | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
+    ties: Tensor | None = None,
     dirichlet_alpha: float = 0.3,
     dirichlet_fraction: float = 0.25,
     temperature: float = 1.0,
@@ -37,6 +38,7 @@ def puct_search(
         invalid_inside: (B, A) bool, true for actions that are illegal at every node below.
         noise: (B, A) Dirichlet draws; those of illegal actions are dropped.
         generator: makes them where `noise` is None, and draws the action by N^(1 / temperature).
+        ties: (B, A) draws that decide between equally good actions; None: the first of them is taken.
         dirichlet_alpha: concentration of the noise.
         dirichlet_fraction: share of the noise in the root's prior, 0 to 1.
         temperature: 0 acts by the most visits even with a generator.
@@ -48,7 +50,7 @@ def puct_search(
     Raises:
         UserError: a setting is out of range, shapes do not agree, a node has no legal action, or the model returns NaN.
     """
-    check(root, num_simulations, max_depth, invalid=invalid, invalid_inside=invalid_inside)
+    check(root, num_simulations, max_depth, ties, invalid=invalid, invalid_inside=invalid_inside)
     if not 0 <= dirichlet_fraction <= 1:
         raise UserError(f"dirichlet_fraction={dirichlet_fraction} must lie between 0 and 1")
     for name, number in (("dirichlet_alpha", dirichlet_alpha), ("pb_c_base", pb_c_base)):
@@ -69,12 +71,12 @@ def puct_search(
         logits = mixed.clamp(min=torch.finfo(logits.dtype).tiny).log().masked_fill(~legal, -torch.inf)
     value = root.value.detach().to(logits.dtype)
     rule = Puct(pb_c_init, pb_c_base)
-    plot = Plot(logits, value, invalid_inside, rule, num_simulations, max_depth or num_simulations)
+    plot = Plot(logits, value, invalid_inside, rule, num_simulations, max_depth or num_simulations, ties)
     tree, visits, q = grow(recurrent, root.state, plot, backend)
     value = tree.value[:, 0].to(value.dtype)
     weights = visits.to(value.dtype) / visits.sum(-1, keepdim=True)
     if generator is None or temperature == 0:
-        action = visits.argmax(-1)
+        action = best_of(visits.to(value.dtype), ties)
     else:
         acting = torch.softmax(weights.log() / temperature, -1)
         action = torch.multinomial(acting, 1, generator=generator)[:, 0]

@@ -21,6 +21,7 @@ def sampled_search(
     invalid_inside: Tensor | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
+    ties: Tensor | None = None,
     dirichlet_alpha: float = 0.3,
     dirichlet_fraction: float = 0.25,
     temperature: float = 1.0,
@@ -46,6 +47,7 @@ def sampled_search(
         invalid_inside: (B, A) bool, illegal at every node below.
         noise: (B, A) Dirichlet draws, of which those of drawn actions count.
         generator: makes `draws` and `noise` where they are None, and draws the action.
+        ties: (B, A) draws that decide between equally good actions; None: the first of them is taken.
         dirichlet_alpha: concentration of the noise.
         dirichlet_fraction: share of the noise in the root's prior.
         temperature: of acting.
@@ -57,7 +59,7 @@ def sampled_search(
     Raises:
         UserError: as `puct_search`, or `samples`, `sample_temperature` or `draws` are out of range.
     """
-    check(root, num_simulations, max_depth, invalid=invalid, invalid_inside=invalid_inside)
+    check(root, num_simulations, max_depth, ties, invalid=invalid, invalid_inside=invalid_inside)
     if type(samples) is not int or samples < 1:
         raise UserError(f"samples={samples} must be a whole number of at least 1")
     if not sample_temperature > 0:
@@ -88,6 +90,7 @@ def sampled_search(
         num_simulations,
         noise=noise,
         generator=generator,
+        ties=ties,
         dirichlet_alpha=dirichlet_alpha,
         dirichlet_fraction=dirichlet_fraction,
         temperature=temperature,

@@ -13,6 +13,7 @@ from worldmodels.planning.tree import (
     Puct,
     Tree,
     bad_number,
+    best_of,
     nowhere_to_go,
     wrong,
 )
@@ -52,7 +53,7 @@ class TorchTree:
         node = leaf = action = torch.zeros_like(self.row)
         going = torch.ones_like(self.row, dtype=torch.bool)
         for depth in range(1, self.plot.max_depth + 1):
-            best = self.scores(node, at_root=depth == 1).argmax(-1)
+            best = best_of(self.scores(node, at_root=depth == 1), self.plot.ties)
             leaf, action = torch.where(going, node, leaf), torch.where(going, best, action)
             child = self.children[self.row, node, best]
             going &= child >= 0
@@ -110,7 +111,7 @@ class TorchTree:
         return torch.where(seen, q, 0), torch.where(seen, tree.visits[at], 0).to(q.dtype)
 
     def scores(self, node: Tensor, at_root: bool) -> Tensor:
-        """(B, A) of the actions of `node`, of which the rule takes the largest, of equals the first."""
+        """(B, A) of the actions of `node`, of which the rule takes the largest."""
         (q, visits), at, rule = self._q(node), (self.row, node), self.plot.rule
         logits = self.logits[at]
         if isinstance(rule, Puct):

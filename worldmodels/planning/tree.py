@@ -116,6 +116,7 @@ class Plot(NamedTuple):
         rule: of selection.
         simulations: n.
         max_depth: edges from the root to the deepest node.
+        ties: (B, A) draws by which actions of equal scores are told apart, at every node; None: the first is taken.
     """
 
     logits: Tensor
@@ -124,6 +125,7 @@ class Plot(NamedTuple):
     rule: Halving | Puct
     simulations: int
     max_depth: int
+    ties: Tensor | None = None
 
 
 class Backend(Protocol):
@@ -212,7 +214,9 @@ def _backend(plot: Plot, name: str) -> Backend:
     raise UserError(f"backend={name} is unknown; choose auto, numba or torch")
 
 
-def check(root: Root, num_simulations: int, max_depth: int | None, **masks: Tensor | None) -> None:
+def check(
+    root: Root, num_simulations: int, max_depth: int | None, ties: Tensor | None = None, **masks: Tensor | None
+) -> None:
     """Refuse what cannot be searched.
 
     Raises:
@@ -226,6 +230,10 @@ def check(root: Root, num_simulations: int, max_depth: int | None, **masks: Tens
             f"the root has prior_logits {tuple(root.prior_logits.shape)} and value {tuple(root.value.shape)}; "
             "give (B, A) and (B,), neither of them empty"
         )
+    if ties is not None and ties.shape != root.prior_logits.shape:
+        raise UserError(
+            f"ties has shape {tuple(ties.shape)}; give one draw an action: {tuple(root.prior_logits.shape)}"
+        )
     for name, mask in masks.items():
         if mask is not None and (mask.shape != root.prior_logits.shape or mask.dtype != torch.bool):
             raise UserError(
@@ -235,6 +243,26 @@ def check(root: Root, num_simulations: int, max_depth: int | None, **masks: Tens
     for name, tensor in (("prior_logits", root.prior_logits), ("value", root.value)):
         if wrong(name, tensor).any():
             raise UserError(bad_number(name, int(wrong(name, tensor).nonzero()[0, 0]), None))
+
+
+def slack(dtype: torch.dtype) -> float:
+    """What scores may differ by that are equal but for the rounding of a network with numbers of this type.
+
+    A symmetry that a network has makes scores equal, and no more than that: its sums are in another order.
+    """
+    return torch.finfo(dtype).eps ** 0.75
+
+
+def best_of(score: Tensor, ties: Tensor | None) -> Tensor:
+    """(B,) int64, which of the scores (B, A) is the largest, and of equals the one with the largest of `ties` (B, A).
+
+    Without draws it is the first of equals, which no symmetry of a picture respects: where turning it changes nothing,
+    the actions that are turned to one another are equally good, and only chance treats them alike.
+    """
+    if ties is None:
+        return score.argmax(-1)
+    largest = score.amax(-1, keepdim=True)
+    return ties.masked_fill(score < largest - slack(score.dtype), -torch.inf).argmax(-1)
 
 
 def wrong(name: str, tensor: Tensor) -> Tensor:
