@@ -30,9 +30,10 @@ from worldmodels.nn.denoiser_network import DenoiserNetwork
 from worldmodels.ops.edm import karras_sigmas, sample
 from worldmodels.types import Metrics, Segment
 
+# of frames of 32x32: patches of 12 values, which 32 channels can hand on, for what is to tell the noise must let it pass
 NETWORK = {
     **{"num_actions": 18, "image_channels": 3, "context": 4, "cond_channels": 64},
-    **{"patch": 4, "backbone": "dilated", "channels": [32], "dilations": [1, 2, 4, 1]},
+    **{"patch": 2, "backbone": "dilated", "channels": [32], "dilations": [1, 2, 4, 1]},
 }
 BURN_IN, BATCH = 8, 16
 RATES = (1e-3, 3e-3, 1e-2)
@@ -172,7 +173,7 @@ def evidence(store: Store, folder: Path, steps: int, seeds: int, windows: int, h
     """Every figure of the comparison; pictures are written to `folder`.
 
     Args:
-        store: of 64x64 colour play.
+        store: of colour play.
         folder: of what is kept.
         steps: of each training.
         seeds: number of trainings with the chosen learning rate.

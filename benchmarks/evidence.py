@@ -6,7 +6,7 @@ one of github.com/eloialonso/diamond (measured against commit 5bcd159). Parts:
 - reference: experiment=pong_tiny and breakout_tiny beside DIAMOND's denoiser in a small size (reference_training.py),
   60 and 30 minutes of CPU time each (two cores for 30 and 15 minutes), in turns, so that both meet the same load. Ours
   learns rewards and ends and is validated within its budget, the reference learns frames alone.
-- ddpm: EDM beside DDPM, see ddpm.py.
+- ddpm: EDM beside DDPM on frames of 32x32, see ddpm.py.
 - calls: 1, 2, 3 and 5 network calls a frame of `tiny` (the one of `reference`) and of `small`.
 - changes: `tiny` with one change beside the same without it, all trained for the same CPU time: without its memory;
   as a deterministic regressor of the same size; with diffusers' UNet2DModel as backbone, neither having a memory, which
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import ddpm, reference_training
+from benchmarks import ddpm, few_step, reference_training
 from benchmarks.results import publish
 from benchmarks.turns import Training, ours, take_turns
 from worldmodels.config import load_learner
@@ -66,7 +66,7 @@ FULL = Scale(
     change_budget=450.0,
     turn=240.0,
     windows=128,
-    ddpm={"steps": 5000, "seeds": 3, "windows": 8, "horizon": 200},
+    ddpm={"steps": 3000, "seeds": 3, "windows": 8, "horizon": 200},
 )
 QUICK = Scale(
     steps={"pong": 20_000, "breakout": 10_000},
@@ -235,7 +235,7 @@ def against_ddpm(bench: Bench) -> dict[str, Any]:
     """EDM beside DDPM."""
     torch.set_num_threads(1)  # the networks are too small for more
     folder = bench.folder / f"ddpm-{bench.scale.ddpm['steps']}"
-    figures = ddpm.evidence(bench.store("pong"), folder, **bench.scale.ddpm)
+    figures = ddpm.evidence(few_step.play(bench.folder.parent, 20_000), folder, **bench.scale.ddpm)
     for name in ("ddpm.png", "strip_ddpm.png"):
         shutil.copyfile(folder / name, bench.folder / name)
     return figures

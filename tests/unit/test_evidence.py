@@ -27,11 +27,11 @@ def noise_store(tmp_path: Path) -> Store:
     """Four episodes of 40 steps of noise in Pong's frames and actions."""
     rng = np.random.default_rng(0)
     path = tmp_path / "noise"
-    card = make_card("toy", "pong", {"height": 64, "width": 64, "channels": 3}, seed=0)
+    card = make_card("toy", "pong", {"height": 32, "width": 32, "channels": 3}, seed=0)
     with Store.create(path, card) as store:
         for _ in range(4):
             never = np.zeros(40, bool)
-            obs = rng.integers(0, 256, (40, 64, 64, 3), np.uint8)
+            obs = rng.integers(0, 256, (40, 32, 32, 3), np.uint8)
             action = rng.choice([0, 1, 3, 4, 11, 12], 40).astype(np.uint8)
             store.append(Episode(obs, action, np.zeros(40, np.float32), never, never, never))
     return Store.open(path)
@@ -94,13 +94,13 @@ def test_ours_is_planned_for_its_budget_and_trained_in_turns(catch_store: Path, 
 # with more calls the ancestral sampler draws again, for a batch other numbers than for a row
 @pytest.mark.parametrize("build", [ddpm.Edm, lambda: ddpm.Ddpm(1, "ddpm"), lambda: ddpm.Ddpm(3, "ddim")])
 def test_edm_and_ddpm_are_world_models(build) -> None:
-    check_world_model(build, random_segment(2, 6, 3, 64))
+    check_world_model(build, random_segment(2, 6, 3, 32))
 
 
 @pytest.mark.parametrize("sampler", ddpm.SAMPLERS["ddpm"])
 @pytest.mark.parametrize("calls", ddpm.CALLS["ddpm"])
 def test_ddpm_finds_the_frame_if_the_noise_is_known(sampler: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, segment = ddpm.Ddpm(calls, sampler), random_segment(2, 4, 3, 64)
+    model, segment = ddpm.Ddpm(calls, sampler), random_segment(2, 4, 3, 32)
     frame = segment.obs[:, 0]
 
     def known(noisy: torch.Tensor, t: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
@@ -149,7 +149,7 @@ def test_statistics_of_a_frame() -> None:
 def test_the_reference_is_a_world_model() -> None:
     modules = reference.load(CHECKOUT)
     check_world_model(
-        lambda: reference_training.ReferenceModel(modules, [0, 1, 3, 4, 11, 12]), random_segment(2, 6, 3, 64)
+        lambda: reference_training.ReferenceModel(modules, [0, 1, 3, 4, 11, 12]), random_segment(2, 6, 3, 32)
     )
 
 
@@ -158,7 +158,7 @@ def test_the_reference_dreams_as_its_own_sampler_does() -> None:
     modules = reference.load(CHECKOUT)
     model = reference_training.ReferenceModel(modules, [0, 3, 4]).eval()
     torch.nn.init.normal_(model.denoiser.inner_model.conv_out.weight, std=0.02)
-    segment = random_segment(2, 6, 3, 64)
+    segment = random_segment(2, 6, 3, 32)
     segment.action[:] = torch.tensor([0, 3, 4, 4, 3, 0])
     state = model.start(segment.steps(0, 5))
     _, step = model.step(state, segment.action[:, 5], torch.Generator().manual_seed(3))

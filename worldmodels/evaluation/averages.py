@@ -11,6 +11,7 @@ _MEANT = (  # how the names of figures end of which a mean says something
     *("reward_macro_f1", "error_of_alarms", "ratio", "loss", "loss_policy", "loss_value", "loss_reward", "loss_end"),
 )
 _SAME = ("split", "horizons", "burn_in", "without_objects", "without_lpips", "without_fvd")  # in all stores
+_COUNTED = ("life_loss",)  # of events, as of ends: no mean, however their name ends
 _NESTED = ("baseline", "reward_calibration", "sample_spread")
 
 
@@ -26,7 +27,7 @@ def mean_figures(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _means(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    shared = [name for name in parts[0] if name not in _SAME and all(name in part for part in parts)]
+    shared = [name for name in parts[0] if name not in (*_SAME, *_COUNTED) and all(name in part for part in parts)]
     means = {name: _mean([part[name] for part in parts]) for name in shared if name.endswith(_MEANT)}
     return means | {name: _means([part[name] for part in parts]) for name in shared if name in _NESTED}
 
