@@ -30,7 +30,7 @@ from worldmodels.nn.denoiser_network import DenoiserNetwork
 from worldmodels.ops.edm import karras_sigmas, sample
 from worldmodels.types import Metrics, Segment
 
-# of frames of 32x32: patches of 12 values, which 32 channels can hand on, for what is to tell the noise must let it pass
+# of frames of 32x32 in patches of 12 values: 32 channels can hand on all of the noise, which is to be told
 NETWORK = {
     **{"num_actions": 18, "image_channels": 3, "context": 4, "cond_channels": 64},
     **{"patch": 2, "backbone": "dilated", "channels": [32], "dilations": [1, 2, 4, 1]},
