@@ -18,6 +18,7 @@ from worldmodels.data.store import Store
 from worldmodels.data.transforms import Transform
 from worldmodels.evaluation.adaptation import compare, forgotten
 from worldmodels.learners.adapting import METHODS, checked, fit_rewards, layers, restrict
+from worldmodels.learners.fit import clear
 from worldmodels.learners.world_model import WorldModelLearner
 from worldmodels.models.denoiser import to_float
 from worldmodels.models.growing import regrown
@@ -227,6 +228,14 @@ def test_the_digest_is_of_the_weights() -> None:
     assert weights_digest(weights) == weights_digest(dict(reversed(weights.items())))
     assert weights_digest(weights) != weights_digest(weights | {"a": torch.ones(2, 1)})
     assert weights_digest(weights) != weights_digest(weights | {"b": torch.full((1,), 1e-30)})
+
+
+def test_beginning_again_leaves_no_points_of_before(tmp_path: Path) -> None:
+    (tmp_path / "steps").mkdir()
+    for name in ("config.yaml", "curve.json", "steps/000002.ckpt"):
+        (tmp_path / name).touch()
+    clear(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["config.yaml"]
 
 
 def test_what_a_start_is_worth() -> None:

@@ -48,9 +48,10 @@ def main(cfg: DictConfig) -> None:
             print(f"left out: {error}")
     if not budgets:
         raise UserError(skipped[min(skipped)])
-    for budget in budgets:
-        for name in RUNS:
-            _kept(out / str(budget) / name, _how(cfg, store))
+    if cfg.resume != "never":
+        for budget in budgets:
+            for name in RUNS:
+                _kept(out / str(budget) / name, _how(cfg, store))
     move = begin_move(cfg, store)
     if finished(out, settings := move.settings | {"old_uuids": [part.uuid for part in old.values()]}):
         return
@@ -99,7 +100,7 @@ def _kept(folder: Path, how: dict[str, Any]) -> dict[str, Any]:
         differ = [f"{name}={value}" for name, value in (kept.get("how") or {}).items() if value != how[name]]
         raise UserError(
             f"{folder} was judged with {' and '.join(differ) or 'other settings'}, and the checkpoints that were are "
-            "gone; give the same, or another out=DIR"
+            "gone; give the same, resume=never to begin again, or another out=DIR"
         )
     return kept["points"]
 
@@ -118,7 +119,7 @@ def _curve(move: Move, name: str, budget: int, out: Path, store: Any) -> dict[st
     scores = training_curves(folder / "metrics.csv")["val/rollout_psnr_changed"]
     chosen_by = {round((step + 1) / every) * every: score for step, score in zip(*scores, strict=True)}  # from 0 there
     how = _how(cfg, store)
-    points = _kept(folder, how) if cfg.resume == "auto" else {}
+    points = _kept(folder, how)
     for path in sorted((folder / "steps").glob("*.ckpt")):
         if (step := int(path.stem)) in chosen_by:
             points[str(step)] = _judged(path, _parts(store), cfg) | {"validation": chosen_by[step]}
