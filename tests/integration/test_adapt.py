@@ -148,8 +148,12 @@ def test_few_shot_curves(
     line += ["windows=3"]
     # the runs that are there are found finished, and one that was cut short goes on
     (tmp_path / "80" / "scratch" / "metrics.json").unlink()
-    more = ok(*line, "budgets=[40,80]")
+    more = ok(*line, "budgets=[6,80]")  # the smaller is three rows of each of two episodes of four
     assert more.count("finished before") == 1 and more.count("training until") == 2 and "resuming from" in more
+    figures = json.loads((tmp_path / "metrics.json").read_text())["budgets"]["6"]
+    assert figures["episodes"] == {"train": 1, "validation": 1}
+    assert all(isinstance(db, float) for dbs in figures["curves"]["finetuned"].values() for db in dbs)
+    assert len({json.dumps(dbs) for dbs in figures["curves"]["finetuned"].values()}) == 3, "it learns from them"
 
 
 def test_mistakes_end_in_one_sentence(in_process: RUN, places: Path, catch_store: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Each way of adapting trains what it says; adapters merge exactly; budgets are of whole episodes; classes are kept."""
+"""Each way of adapting trains what it says; adapters merge exactly; budgets are kept; classes are kept."""
 
 import sys
 from pathlib import Path
@@ -187,13 +187,69 @@ def test_a_budget_is_of_whole_episodes_of_the_train_split(catch_store: Path) -> 
     assert (
         list(few_shot(store, 43, 0.3, 0)["train"]) == list(split["train"]) != list(few_shot(store, 43, 0.3, 1)["train"])
     )
-    assert {len(v) for k, v in few_shot(store, 8, 0.9, 0).items() if k != "test"} == {1}
+    assert {len(v) for k, v in few_shot(store, 8, 0.9, 0).items() if k in ("train", "validation")} == {1}
+    np.testing.assert_array_equal(split["lengths"], store.lengths)
     with pytest.raises(UserError, match="budget=7 holds no two whole episodes .* have 8 transitions"):
-        few_shot(store, 7, 0.2, 0)
+        few_shot(store, 7, 0.2, 0, least=4)
     data = StoreDataModule(str(catch_store), 4, 4, budget=43, validation_share=0.3)
     windows = data.train_dataloader().draws()
     drawn = {int(episode) for _ in range(50) for episode in next(windows).starts[:, 0]}
     assert data.splits is not None and drawn == set(data.splits["train"].tolist())
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Episodes of 59 transitions, with a reward in the last one alone."""
+    return write_catch(tmp_path_factory.mktemp("long") / "s", steps=600, cells=60, size=60)
+
+
+def test_a_budget_below_two_episodes_is_the_first_rows_of_two(long: Path) -> None:
+    store = Store.open(long)
+    assert (store.lengths == 59).all()
+    split = few_shot(store, 50, 0.2, 0)
+    (train,), (held,) = split["train"], split["validation"]
+    assert train != held and {train, held} <= set(store.splits["train"])
+    assert (split["lengths"][train], split["lengths"][held]) == (40, 10)
+    others = np.delete(np.arange(len(store.lengths)), [train, held])
+    assert (split["lengths"][others] == 59).all(), "the test split is as it was"
+    for budget, share, least, want in ((50, 0.2, 16, (34, 16)), (100, 0.2, 1, (59, 41)), (100, 0.9, 1, (41, 59)),
+                                       (2, 0.5, 1, (1, 1))):  # fmt: skip
+        split = few_shot(store, budget, share, 0, least)
+        assert tuple(int(split["lengths"][split[name][0]]) for name in ("train", "validation")) == want
+    with pytest.raises(UserError, match="no 26 transitions of each of two"):
+        few_shot(store, 50, 0.2, 0, least=26)
+    assert len(few_shot(store, 118, 0.2, 0)["train"]) == 1 and (few_shot(store, 118, 0.2, 0)["lengths"] == 59).all()
+
+
+def test_nothing_behind_a_budget_is_read(long: Path, catch_store: Path, tmp_path: Path) -> None:
+    """Windows may run over the last row that is used, and are padded there as at an episode's end."""
+    old = write_catch(tmp_path / "old", steps=100, cells=10, size=60)
+    place: dict[str, Any] = {"left_padding": 3, "right_padding": 7, "event_share": 0.5, "validation": {"length": 8}}
+    data = StoreDataModule(str(long), 8, 8, budget=50, replay={"store": str(old)}, **place)
+    assert data.splits is not None
+    (train,), (held,), store = data.splits["train"], data.splits["validation"], Store.open(long)
+    drawn = list(zip(range(30), data.train_dataloader().draws(), strict=False))
+    starts = np.concatenate([draw.starts[:6] for _, draw in drawn])
+    assert set(starts[:, 0]) == {train} and (starts[:, 1].min(), starts[:, 1].max()) == (-3, 39)
+    assert (starts[:, 1] == 39).mean() < 0.2, "no event lies behind the last row"
+    batches = [batch.steps(0, 8) for batch, _ in zip(iter(data.train_dataloader()), range(30), strict=False)]
+    for (_, draw), batch in zip(drawn, batches, strict=True):
+        steps, new = torch.from_numpy(draw.starts[:6, 1:] + np.arange(9)), batch.rows(slice(6))
+        whole = store.read(draw.starts[:6], 8)
+        assert torch.equal(new.mask, (steps[:, :-1] >= 0) & (steps[:, :-1] < 40))
+        assert torch.equal(new.next_mask, new.mask), "the frame after the last row is there"
+        seen = (steps >= 0) & (steps <= 40)
+        assert torch.equal(new.obs, whole.obs * seen[..., None, None, None])
+        assert torch.equal(new.action, whole.action * new.mask) and not new.reward.any()
+        assert batch.mask[6:].any(), "what is replayed is whole"
+    assert any(batch.reward[6:].any() for batch in batches)
+    windows = list(data.val_dataloader())
+    assert sum(batch.batch_size for batch in windows) == 3 and all(batch.mask.all() for batch in windows)
+    want = store.read(np.array([[held, 0], [held, 1], [held, 2]]), 8)
+    assert torch.equal(windows[0].obs, want.obs)
+    for name, value in (("ahead", 3), ("relabel", "future"), ("best_share", 0.5), ("weights", {"return": 1.0})):
+        with pytest.raises(UserError, match=f"budget=50 holds no two whole episodes, which data.{name}"):
+            StoreDataModule(str(long), 8, 8, budget=50, **{name: value}, **place)
 
 
 def test_a_budget_is_of_each_game(catch_store: Path, tmp_path: Path) -> None:

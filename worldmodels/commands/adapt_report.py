@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> None:
     budgets, skipped = {}, {}
     for budget in cfg.budgets:
         try:
-            split = few_shot(store, budget, cfg.validation_share, cfg.seed)
+            split = few_shot(store, budget, cfg.data.validation_share, cfg.data.seed, cfg.data.validation.length)
             budgets[budget] = {name: len(split[name]) for name in ("train", "validation")}
         except UserError as error:
             skipped[budget] = str(error)
