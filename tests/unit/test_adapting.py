@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.conftest import ROOT, write_catch
+from worldmodels.commands._moving import _greatest_reward
 from worldmodels.config import build, plain, sized
 from worldmodels.data.datamodule import StoreDataModule
 from worldmodels.data.few_shot import few_shot
@@ -250,6 +251,23 @@ def test_nothing_behind_a_budget_is_read(long: Path, catch_store: Path, tmp_path
     for name, value in (("ahead", 3), ("relabel", "future"), ("best_share", 0.5), ("weights", {"return": 1.0})):
         with pytest.raises(UserError, match=f"budget=50 holds no two whole episodes, which data.{name}"):
             StoreDataModule(str(long), 8, 8, budget=50, **{name: value}, **place)
+
+
+def test_new_rewards_are_those_of_the_budget(long: Path, tmp_path: Path) -> None:
+    with Store.create(tmp_path / "s", Store.open(long).card) as store:
+        for i in range(len(Store.open(long).lengths)):
+            episode = Store.open(long).episode(i)
+            episode.reward[:] = 10.0 * (np.arange(59) + 1) + 1000 * i
+            store.append(episode)
+    store = Store.open(tmp_path / "s")
+    cfg = OmegaConf.create({"data": {"validation_share": 0.2, "seed": 0, "validation": {"length": 8}}})
+    for budget in (50, 130):
+        split = few_shot(store, budget, 0.2, 0, 8)
+        used = np.concatenate([split["train"], split["validation"]])
+        want = max(10 * int(split["lengths"][i]) + 1000 * int(i) for i in used)
+        assert _greatest_reward(cfg, store, budget) == want
+    assert _greatest_reward(cfg, store, 50) < _greatest_reward(cfg, store, None)
+    assert _greatest_reward(cfg, store, None) == 590 + 1000 * store.splits["train"].max()
 
 
 def test_a_budget_is_of_each_game(catch_store: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from worldmodels.commands._bases import is_muzero, judge
 from worldmodels.commands._moving import Move, begin_move
-from worldmodels.commands._results import finished, open_data, write_metrics
+from worldmodels.commands._results import finished, open_data, settings_of, write_metrics
 from worldmodels.config import command, plain
 
 RUNS, CURVE = ("finetuned", "scratch"), "curve.json"
@@ -52,13 +52,14 @@ def main(cfg: DictConfig) -> None:
         for budget in budgets:
             for name in RUNS:
                 _kept(out / str(budget) / name, _how(cfg, store))
-    move = begin_move(cfg, store)
-    if finished(out, settings := move.settings | {"old_uuids": [part.uuid for part in old.values()]}):
+    moves = {budget: begin_move(cfg, store, budget) for budget in budgets}
+    settings = settings_of(cfg, store) | {"old_uuids": [part.uuid for part in old.values()]}
+    if finished(out, settings):
         return
     begun = {"new": _judged(cfg.checkpoint, _parts(store), cfg), "old": _judged(cfg.checkpoint, old, cfg)}
     found: dict[str, Any] = {}
     for budget, episodes in budgets.items():
-        runs = {name: _curve(move, name, budget, out, store) for name in RUNS}
+        runs = {name: _curve(moves[budget], name, budget, out, store) for name in RUNS}
         best = out / str(budget) / "finetuned" / "best.ckpt"
         kept = _judged(best, old, cfg)
         found[str(budget)] = {"episodes": episodes, **compare(runs, begun, kept, cfg.steps)}
