@@ -221,8 +221,9 @@ def load_learner(checkpoint: str | Path) -> Any:
     stored = read_checkpoint(checkpoint)
     if "search" in stored["hyper_parameters"]:
         raise UserError(
-            f"{checkpoint} holds a MuZero, a world model without frames to show or to learn a policy from; play it by "
-            "`worldmodels evaluate`, or give one of `worldmodels train` without learner="
+            f"{checkpoint} holds a MuZero, which foresees no frames to judge or to learn a policy from (what a probe "
+            "draws is to look at, by `worldmodels imagine`); play it by `worldmodels evaluate`, or give one of "
+            "`worldmodels train` without learner="
         )
     if "actions" in stored["hyper_parameters"]:
         raise UserError(

@@ -135,10 +135,25 @@ def test_few_shot_curves(
     code, _, err = in_process(*line, "budgets=[80]", "windows=3")  # what would judge again is gone
     assert (code, err.count("\n")) == (2, 1) and "was judged with windows=4" in err
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    # begun again, they are judged as is asked, and nothing of before is among their points
+    again = [*line, "budgets=[80]", "windows=3", "resume=never"]
+    for name in ("finetuned", "scratch"):
+        curve = tmp_path / "80" / name / "curve.json"
+        kept = json.loads(curve.read_text())
+        kept["points"]["3"] = kept["points"]["2"]
+        curve.write_text(json.dumps(kept))
+    assert "finished before" not in ok(*again)
+    found = json.loads((tmp_path / "metrics.json").read_text())["budgets"]["80"]
+    assert list(found["curves"]["finetuned"]) == ["0", "2", "4"]
+    line += ["windows=3"]
     # the runs that are there are found finished, and one that was cut short goes on
     (tmp_path / "80" / "scratch" / "metrics.json").unlink()
-    more = ok(*line, "budgets=[40,80]")
+    more = ok(*line, "budgets=[6,80]")  # the smaller is three rows of each of two episodes of four
     assert more.count("finished before") == 1 and more.count("training until") == 2 and "resuming from" in more
+    figures = json.loads((tmp_path / "metrics.json").read_text())["budgets"]["6"]
+    assert figures["episodes"] == {"train": 1, "validation": 1}
+    assert all(isinstance(db, float) for dbs in figures["curves"]["finetuned"].values() for db in dbs)
+    assert len({json.dumps(dbs) for dbs in figures["curves"]["finetuned"].values()}) == 3, "it learns from them"
 
 
 def test_mistakes_end_in_one_sentence(in_process: RUN, places: Path, catch_store: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 
 from tests.conftest import QUICK, ROOT, write_catch
 from worldmodels.commands._results import settings_of
-from worldmodels.config import sized
+from worldmodels.config import build, plain, sized
 from worldmodels.data.store import Store
+from worldmodels.learners.muzero import load_muzero
 from worldmodels.learners.world_model import WorldModelLearner
 
 SETTINGS = ["device=cpu", "burn_in=4"]
@@ -182,3 +183,34 @@ def test_dreams_do_not_overwrite_something_else(imagine, tmp_path: Path) -> None
     code, _, stderr = imagine()
     assert code == 2 and "something other than imagined play" in stderr
     assert (tmp_path / "dreams" / "store" / "mine.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize("probe", ["{hidden:8}", "null"])
+def test_a_muzero_shows_what_its_probe_draws(in_process: Any, store: Path, tmp_path: Path, probe: str) -> None:
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        cfg = plain(compose("train", ["experiment=catch_muzero", f"model.probe={probe}", f"out={tmp_path}"]))
+    learner = build(cfg["learner"] | {"actions": [0, 3, 4]}, model=sized(cfg["model"]), card=Store.open(store).card)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(learner)
+    trainer.save_checkpoint(path := tmp_path / "best.ckpt")
+    given, out = [f"checkpoint={path}", f"store={store}", f"out={tmp_path / 'dreams'}", *SETTINGS], tmp_path / "dreams"
+    code, _, err = in_process("imagine", *given, "horizon=6", "rollouts=5", "shown=2", "batch_size=3")
+    if probe == "null":
+        assert (code, err.count("\n")) == (2, 1) and "train it with model.probe={hidden: 64}" in err
+        assert not out.exists()
+        code, _, err = in_process("quality", *given)
+        assert (code, err.count("\n")) == (2, 1) and "holds a MuZero" in err and "`worldmodels imagine`" in err
+        return
+    assert code == 0, err
+    names = {f"{kind}.{suffix}" for kind in ("logged", "random") for suffix in ("mp4", "gif", "npz")}
+    names |= {"strip_logged.png", "strip_random.png", "store", "metrics.json"}
+    assert {p.name for p in out.iterdir()} == names
+    dreams, model = np.load(out / "logged.npz"), load_muzero(path)[0]
+    windows = Store.open(store).read(dreams["start"], 10)
+    state = model.start(windows.steps(0, 4))
+    for k in range(6):
+        state, step = model.step(state, windows.action[:, 4 + k])
+        np.testing.assert_allclose(dreams["obs"][:, k + 1].astype(int), step.seen().numpy(), atol=1)
+    assert dreams["obs"][:, 1].std() > 0 and len(Store.open(out / "store").lengths) == 10

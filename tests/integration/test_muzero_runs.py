@@ -201,7 +201,7 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, trained: Path, log: Path,
         ([*bulk, "version=mine", "planner=one_step"], ["other targets of the name mine"]),
         (["reanalyse", f"checkpoint={trained}", "store=https://a.b/c", f"out={tmp_path}"], ["only be read"]),
         (["reanalyse", f"checkpoint={tmp_path}", f"store={log}", f"out={tmp_path / 'out'}"], ["no model.json"]),
-        (["imagine", f"checkpoint={trained}", f"store={log}", f"out={tmp_path}"], ["holds a MuZero", "evaluate"]),
+        (["imagine", f"checkpoint={trained}", f"store={log}", f"out={tmp_path}"], ["without a probe", "model.probe"]),
     ]
     for given, parts in mistakes:
         code, _, err = in_process(*given)

@@ -1,4 +1,4 @@
-"""Each way of adapting trains what it says; adapters merge exactly; budgets are of whole episodes; classes are kept."""
+"""Each way of adapting trains what it says; adapters merge exactly; budgets are kept; classes are kept."""
 
 import sys
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.conftest import ROOT, write_catch
+from worldmodels.commands._moving import _greatest_reward
 from worldmodels.config import build, plain, sized
 from worldmodels.data.datamodule import StoreDataModule
 from worldmodels.data.few_shot import few_shot
@@ -18,6 +19,7 @@ from worldmodels.data.store import Store
 from worldmodels.data.transforms import Transform
 from worldmodels.evaluation.adaptation import compare, forgotten
 from worldmodels.learners.adapting import METHODS, checked, fit_rewards, layers, restrict
+from worldmodels.learners.fit import clear
 from worldmodels.learners.world_model import WorldModelLearner
 from worldmodels.models.denoiser import to_float
 from worldmodels.models.growing import regrown
@@ -186,13 +188,86 @@ def test_a_budget_is_of_whole_episodes_of_the_train_split(catch_store: Path) -> 
     assert (
         list(few_shot(store, 43, 0.3, 0)["train"]) == list(split["train"]) != list(few_shot(store, 43, 0.3, 1)["train"])
     )
-    assert {len(v) for k, v in few_shot(store, 8, 0.9, 0).items() if k != "test"} == {1}
+    assert {len(v) for k, v in few_shot(store, 8, 0.9, 0).items() if k in ("train", "validation")} == {1}
+    np.testing.assert_array_equal(split["lengths"], store.lengths)
     with pytest.raises(UserError, match="budget=7 holds no two whole episodes .* have 8 transitions"):
-        few_shot(store, 7, 0.2, 0)
+        few_shot(store, 7, 0.2, 0, least=4)
     data = StoreDataModule(str(catch_store), 4, 4, budget=43, validation_share=0.3)
     windows = data.train_dataloader().draws()
     drawn = {int(episode) for _ in range(50) for episode in next(windows).starts[:, 0]}
     assert data.splits is not None and drawn == set(data.splits["train"].tolist())
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Episodes of 59 transitions, with a reward in the last one alone."""
+    return write_catch(tmp_path_factory.mktemp("long") / "s", steps=600, cells=60, size=60)
+
+
+def test_a_budget_below_two_episodes_is_the_first_rows_of_two(long: Path) -> None:
+    store = Store.open(long)
+    assert (store.lengths == 59).all()
+    split = few_shot(store, 50, 0.2, 0)
+    (train,), (held,) = split["train"], split["validation"]
+    assert train != held and {train, held} <= set(store.splits["train"])
+    assert (split["lengths"][train], split["lengths"][held]) == (40, 10)
+    others = np.delete(np.arange(len(store.lengths)), [train, held])
+    assert (split["lengths"][others] == 59).all(), "the test split is as it was"
+    for budget, share, least, want in ((50, 0.2, 16, (34, 16)), (100, 0.2, 1, (59, 41)), (100, 0.9, 1, (41, 59)),
+                                       (2, 0.5, 1, (1, 1))):  # fmt: skip
+        split = few_shot(store, budget, share, 0, least)
+        assert tuple(int(split["lengths"][split[name][0]]) for name in ("train", "validation")) == want
+    with pytest.raises(UserError, match="no 26 transitions of each of two"):
+        few_shot(store, 50, 0.2, 0, least=26)
+    assert len(few_shot(store, 118, 0.2, 0)["train"]) == 1 and (few_shot(store, 118, 0.2, 0)["lengths"] == 59).all()
+
+
+def test_nothing_behind_a_budget_is_read(long: Path, catch_store: Path, tmp_path: Path) -> None:
+    """Windows may run over the last row that is used, and are padded there as at an episode's end."""
+    old = write_catch(tmp_path / "old", steps=100, cells=10, size=60)
+    place: dict[str, Any] = {"left_padding": 3, "right_padding": 7, "event_share": 0.5, "validation": {"length": 8}}
+    data = StoreDataModule(str(long), 8, 8, budget=50, replay={"store": str(old)}, **place)
+    assert data.splits is not None
+    (train,), (held,), store = data.splits["train"], data.splits["validation"], Store.open(long)
+    drawn = list(zip(range(30), data.train_dataloader().draws(), strict=False))
+    starts = np.concatenate([draw.starts[:6] for _, draw in drawn])
+    assert set(starts[:, 0]) == {train} and (starts[:, 1].min(), starts[:, 1].max()) == (-3, 39)
+    assert (starts[:, 1] == 39).mean() < 0.2, "no event lies behind the last row"
+    batches = [batch.steps(0, 8) for batch, _ in zip(iter(data.train_dataloader()), range(30), strict=False)]
+    for (_, draw), batch in zip(drawn, batches, strict=True):
+        steps, new = torch.from_numpy(draw.starts[:6, 1:] + np.arange(9)), batch.rows(slice(6))
+        whole = store.read(draw.starts[:6], 8)
+        assert torch.equal(new.mask, (steps[:, :-1] >= 0) & (steps[:, :-1] < 40))
+        assert torch.equal(new.next_mask, new.mask), "the frame after the last row is there"
+        seen = (steps >= 0) & (steps <= 40)
+        assert torch.equal(new.obs, whole.obs * seen[..., None, None, None])
+        assert torch.equal(new.action, whole.action * new.mask) and not new.reward.any()
+        assert batch.mask[6:].any(), "what is replayed is whole"
+    assert any(batch.reward[6:].any() for batch in batches)
+    windows = list(data.val_dataloader())
+    assert sum(batch.batch_size for batch in windows) == 3 and all(batch.mask.all() for batch in windows)
+    want = store.read(np.array([[held, 0], [held, 1], [held, 2]]), 8)
+    assert torch.equal(windows[0].obs, want.obs)
+    for name, value in (("ahead", 3), ("relabel", "future"), ("best_share", 0.5), ("weights", {"return": 1.0})):
+        with pytest.raises(UserError, match=f"budget=50 holds no two whole episodes, which data.{name}"):
+            StoreDataModule(str(long), 8, 8, budget=50, **{name: value}, **place)
+
+
+def test_new_rewards_are_those_of_the_budget(long: Path, tmp_path: Path) -> None:
+    with Store.create(tmp_path / "s", Store.open(long).card) as store:
+        for i in range(len(Store.open(long).lengths)):
+            episode = Store.open(long).episode(i)
+            episode.reward[:] = 10.0 * (np.arange(59) + 1) + 1000 * i
+            store.append(episode)
+    store = Store.open(tmp_path / "s")
+    cfg = OmegaConf.create({"data": {"validation_share": 0.2, "seed": 0, "validation": {"length": 8}}})
+    for budget in (50, 130):
+        split = few_shot(store, budget, 0.2, 0, 8)
+        used = np.concatenate([split["train"], split["validation"]])
+        want = max(10 * int(split["lengths"][i]) + 1000 * int(i) for i in used)
+        assert _greatest_reward(cfg, store, budget) == want
+    assert _greatest_reward(cfg, store, 50) < _greatest_reward(cfg, store, None)
+    assert _greatest_reward(cfg, store, None) == 590 + 1000 * store.splits["train"].max()
 
 
 def test_a_budget_is_of_each_game(catch_store: Path, tmp_path: Path) -> None:
@@ -227,6 +302,14 @@ def test_the_digest_is_of_the_weights() -> None:
     assert weights_digest(weights) == weights_digest(dict(reversed(weights.items())))
     assert weights_digest(weights) != weights_digest(weights | {"a": torch.ones(2, 1)})
     assert weights_digest(weights) != weights_digest(weights | {"b": torch.full((1,), 1e-30)})
+
+
+def test_beginning_again_leaves_no_points_of_before(tmp_path: Path) -> None:
+    (tmp_path / "steps").mkdir()
+    for name in ("config.yaml", "curve.json", "steps/000002.ckpt"):
+        (tmp_path / name).touch()
+    clear(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["config.yaml"]
 
 
 def test_what_a_start_is_worth() -> None:

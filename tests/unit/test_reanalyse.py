@@ -141,6 +141,16 @@ def test_logged_actions_teach_where_an_episode_was_cut(tmp_path: Path, model: Mu
     assert model.loss(segment)[1]["loss_policy"] > 0
 
 
+@pytest.mark.parametrize(("budget", "known"), [(5, False), (8, True)])
+def test_a_return_behind_a_budget_is_not_known(store: Store, model: MuZero, budget: int, known: bool) -> None:
+    """Of an episode of 4 rows of which 3 may be used, and of a whole one."""
+    few: Any = {"budget": budget, "validation": {"length": 2}}
+    data = ReanalyseDataModule(str(store.path), fraction=0.0, **WINDOWS, **few)
+    segment = data.targeted(batch(data), learner(model))
+    assert segment.mask.sum(1).max() == (4 if known else 3)
+    assert segment.side[VALUE_KNOWN].any() == known and torch.equal(segment.side[POLICY_KNOWN], segment.mask)
+
+
 def test_a_row_is_searched_alone_as_in_a_batch(store: Store, model: MuZero) -> None:
     segment = store.read(np.array([[0, -1], [1, -1], [2, -1]]), 6)
     chosen = segment.mask[:, 1:4]

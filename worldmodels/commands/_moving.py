@@ -67,11 +67,12 @@ class Move(NamedTuple):
         return done
 
 
-def begin_move(cfg: DictConfig, store: Any) -> Move:
-    """The model of `cfg.checkpoint`, ready to be moved to `store`.
+def begin_move(cfg: DictConfig, store: Any, budget: int | None) -> Move:
+    """The model of `cfg.checkpoint`, ready to be moved to `store` with `budget` transitions of each game, or with all.
 
     Raises:
-        UserError: the checkpoint cannot be read, the store does not fit it, or `out` has another command's figures.
+        UserError: the checkpoint cannot be read, the store or the budget does not fit it, or `out` has another
+            command's figures.
     """
     from worldmodels.data.disk import read_json
     from worldmodels.data.mixing import logged_actions, open_stores
@@ -88,8 +89,7 @@ def begin_move(cfg: DictConfig, store: Any) -> Move:
     if metrics.exists() and mine not in read_json(metrics):
         raise UserError(f"{metrics} holds the figures of another command, which stay; give another out=DIR")
     given, base = open_base(cfg, store)
-    rows = np.isin(np.repeat(np.arange(len(store.lengths)), store.lengths), store.splits["train"])
-    greatest = float(np.abs(store.column("reward")[rows]).max(initial=0.0))
+    greatest = _greatest_reward(cfg, store, budget)
     model = fit_rewards(given["model"], greatest)
     if model != given["model"]:
         print(f"rewards up to {greatest:g} are new to the model: it gets classes for them and keeps the old ones")
@@ -106,3 +106,19 @@ def begin_move(cfg: DictConfig, store: Any) -> Move:
     after = fit_games({**given, "model": model}, logged if latent else legal_actions(learned))
     learner = {"actions": after["actions"]} if latent else {}
     return Move(cfg, settings_of(cfg, store), after["model"], learner, base, regrown(base, given, after))
+
+
+def _greatest_reward(cfg: DictConfig, store: Any, budget: int | None) -> float:
+    """The greatest absolute reward of the rows that may be used: those of the budget, or of the train split."""
+    from worldmodels.data.few_shot import few_shot
+
+    lengths = store.lengths
+    if budget is None:
+        used, first = store.splits["train"], lengths
+    else:
+        split = few_shot(store, budget, cfg.data.validation_share, cfg.data.seed, cfg.data.validation.length)
+        used, first = np.concatenate([split["train"], split["validation"]]), split["lengths"]
+    episode = np.repeat(np.arange(len(lengths)), lengths)
+    step = np.arange(len(episode)) - store.offsets[episode]
+    rows = np.isin(episode, used) & (step < first[episode])
+    return float(np.abs(store.column("reward")[rows]).max(initial=0.0))

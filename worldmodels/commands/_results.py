@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,15 @@ def open_data(cfg: DictConfig) -> Any:
     return open_stores(plain(cfg.store), Transform(**plain(cfg.data.transform)))
 
 
-def prepare(cfg: DictConfig, out: Path) -> tuple[Any, dict[str, Any], Any, str] | None:
+def prepare(
+    cfg: DictConfig, out: Path, load: Callable[[str, Any], Any] | None = None
+) -> tuple[Any, dict[str, Any], Any, str] | None:
     """Store, settings, world model and its device, once data and model are known to agree; None where `out` is done.
+
+    Args:
+        cfg: of the command.
+        out: its folder.
+        load: gives the model of a checkpoint that agrees with a store; by default a world model with frames.
 
     Raises:
         UserError: the checkpoint cannot be read, the store does not fit it, or the device is absent.
@@ -72,7 +79,8 @@ def prepare(cfg: DictConfig, out: Path) -> tuple[Any, dict[str, Any], Any, str] 
     device = accelerator(cfg.device, "device")
     if device == "cpu":
         tune_allocator()
-    return store, settings, load_fitting(cfg.checkpoint, store).model.to(device), device
+    model = load(cfg.checkpoint, store) if load else load_fitting(cfg.checkpoint, store).model
+    return store, settings, model.to(device), device
 
 
 def load_fitting(checkpoint: str, store: Any, same_game: bool = True) -> Any:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from worldmodels.commands._bases import is_muzero, judge
 from worldmodels.commands._moving import Move, begin_move
-from worldmodels.commands._results import finished, open_data, write_metrics
+from worldmodels.commands._results import finished, open_data, settings_of, write_metrics
 from worldmodels.config import command, plain
 
 RUNS, CURVE = ("finetuned", "scratch"), "curve.json"
@@ -41,23 +41,25 @@ def main(cfg: DictConfig) -> None:
     budgets, skipped = {}, {}
     for budget in cfg.budgets:
         try:
-            split = few_shot(store, budget, cfg.validation_share, cfg.seed)
+            split = few_shot(store, budget, cfg.data.validation_share, cfg.data.seed, cfg.data.validation.length)
             budgets[budget] = {name: len(split[name]) for name in ("train", "validation")}
         except UserError as error:
             skipped[budget] = str(error)
             print(f"left out: {error}")
     if not budgets:
         raise UserError(skipped[min(skipped)])
-    for budget in budgets:
-        for name in RUNS:
-            _kept(out / str(budget) / name, _how(cfg, store))
-    move = begin_move(cfg, store)
-    if finished(out, settings := move.settings | {"old_uuids": [part.uuid for part in old.values()]}):
+    if cfg.resume != "never":
+        for budget in budgets:
+            for name in RUNS:
+                _kept(out / str(budget) / name, _how(cfg, store))
+    moves = {budget: begin_move(cfg, store, budget) for budget in budgets}
+    settings = settings_of(cfg, store) | {"old_uuids": [part.uuid for part in old.values()]}
+    if finished(out, settings):
         return
     begun = {"new": _judged(cfg.checkpoint, _parts(store), cfg), "old": _judged(cfg.checkpoint, old, cfg)}
     found: dict[str, Any] = {}
     for budget, episodes in budgets.items():
-        runs = {name: _curve(move, name, budget, out, store) for name in RUNS}
+        runs = {name: _curve(moves[budget], name, budget, out, store) for name in RUNS}
         best = out / str(budget) / "finetuned" / "best.ckpt"
         kept = _judged(best, old, cfg)
         found[str(budget)] = {"episodes": episodes, **compare(runs, begun, kept, cfg.steps)}
@@ -99,7 +101,7 @@ def _kept(folder: Path, how: dict[str, Any]) -> dict[str, Any]:
         differ = [f"{name}={value}" for name, value in (kept.get("how") or {}).items() if value != how[name]]
         raise UserError(
             f"{folder} was judged with {' and '.join(differ) or 'other settings'}, and the checkpoints that were are "
-            "gone; give the same, or another out=DIR"
+            "gone; give the same, resume=never to begin again, or another out=DIR"
         )
     return kept["points"]
 
@@ -118,7 +120,7 @@ def _curve(move: Move, name: str, budget: int, out: Path, store: Any) -> dict[st
     scores = training_curves(folder / "metrics.csv")["val/rollout_psnr_changed"]
     chosen_by = {round((step + 1) / every) * every: score for step, score in zip(*scores, strict=True)}  # from 0 there
     how = _how(cfg, store)
-    points = _kept(folder, how) if cfg.resume == "auto" else {}
+    points = _kept(folder, how)
     for path in sorted((folder / "steps").glob("*.ckpt")):
         if (step := int(path.stem)) in chosen_by:
             points[str(step)] = _judged(path, _parts(store), cfg) | {"validation": chosen_by[step]}

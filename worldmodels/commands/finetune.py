@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
     from worldmodels.evaluation.report import best_static
 
     store = open_data(cfg)
-    move = begin_move(cfg, store)
+    move = begin_move(cfg, store, cfg.budget)
     runs: dict[str, Any] = {}
     for name in RUNS if cfg.scratch else ["finetuned"]:
         print(f"{name} on {' and '.join(store.card.get('games', [store.card['game']]))}:")

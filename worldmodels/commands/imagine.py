@@ -2,10 +2,12 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
-from worldmodels.commands._results import prepare, write_metrics
+from worldmodels.commands._bases import is_muzero
+from worldmodels.commands._results import load_fitting, prepare, write_metrics
 from worldmodels.config import command
 
 
@@ -23,7 +25,7 @@ def main(cfg: DictConfig) -> None:
     from worldmodels.types import UserError
 
     began, out = time.monotonic(), Path(cfg.out).absolute()
-    if (prepared := prepare(cfg, out)) is None:
+    if (prepared := prepare(cfg, out, _showing)) is None:
         return
     store, settings, model, device = prepared
     if len(games := store.card.get("games", ())) > 1:
@@ -55,6 +57,29 @@ def main(cfg: DictConfig) -> None:
         figures[f"{name}_terminations"] = int((d["terminated"] & d["mask"]).sum())
     print(", ".join(f"{value} {key.replace('_', ' ')}" for key, value in figures.items()))
     write_metrics(out, {**figures, "seconds": round(time.monotonic() - began, 1), "settings": settings})
+
+
+def _showing(checkpoint: str, store: Any) -> Any:
+    """The model of a checkpoint that is known to agree with the store: a world model, or a MuZero with a probe.
+
+    Raises:
+        UserError: the checkpoint cannot be read, the store does not fit it, or it shows no frames.
+    """
+    from worldmodels.data.mixing import check_fits
+    from worldmodels.learners.muzero import load_muzero
+    from worldmodels.types import UserError
+
+    if not is_muzero(checkpoint):
+        return load_fitting(checkpoint, store).model
+    model, given = load_muzero(checkpoint)
+    if model.probe is None:
+        raise UserError(
+            f"{checkpoint} holds a MuZero without a probe, which has no frames to show: train it with "
+            "model.probe={hidden: 64} to look at what it imagines, or play it by `worldmodels evaluate`"
+        )
+    check_fits(store.card, given["card"], f"the checkpoint {checkpoint}")
+    model.signs = given["clip_rewards"]  # as other world models tell it
+    return model
 
 
 if __name__ == "__main__":

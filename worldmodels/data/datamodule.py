@@ -60,7 +60,8 @@ class StoreDataModule(LightningDataModule):
         right_padding: how many steps behind its episode a training window may end.
         ahead: steps over which the rewards to come are summed, as in `Outcomes`; None: they are not.
         budget: transitions of each game that training and validation may use together, as in `few_shot`; None: all.
-        validation_share: share of the episodes within the budget that validation windows are from.
+        validation_share: share of the episodes within the budget, or of its rows where no two whole episodes fit, that
+            validation windows are from.
         replay: `store`, of other games, and `share` of a training batch that is from there, as in `Replay`.
 
     Raises:
@@ -111,7 +112,18 @@ class StoreDataModule(LightningDataModule):
             )
         self.store: Any = open_stores(store, Transform(**self.transform))
         self.budget, self.validation_share = budget, validation_share
-        self.splits = None if budget is None else few_shot(self.store, budget, validation_share, seed)
+        self.splits, self.lengths = None, None
+        if budget is not None:
+            self.splits = few_shot(self.store, budget, validation_share, seed, self.validation["length"])
+            if (self.splits["lengths"] < self.store.lengths).any():
+                self.lengths = self.splits["lengths"]
+                whole = {"ahead": ahead, "relabel": relabel, "best_share": best_share}
+                whole["weights.return"] = (weights or {}).get("return")
+                if given := [name for name, value in whole.items() if value is not None]:
+                    raise UserError(
+                        f"budget={budget} holds no two whole episodes, which data.{given[0]} looks at; set it to null, "
+                        "or give a larger budget=..."
+                    )
         self.replay = _settings("replay", replay, {"store": None, "share": 0.25})
         self._replay = None
         if self.replay["store"] is not None:
@@ -179,6 +191,7 @@ class StoreDataModule(LightningDataModule):
             lag,
             self.event_rows,
             self.right_padding,
+            self.lengths,
         )
         if sampler.priorities and self._sampler:
             sampler.priorities = self._sampler.priorities
@@ -187,13 +200,15 @@ class StoreDataModule(LightningDataModule):
         self._sampler, self._priorities = sampler, None
         relabel = RELABEL[self.relabel] if isinstance(self.relabel, str) else self.relabel
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        store, draws = self.store, lambda: self._draws(sampler)
+        store, lengths, draws = self.store, self.lengths, lambda: self._draws(sampler)
         if self._replay:
             names = ("length", "left_padding", "event_share", "event_rows", "right_padding")
             drawn = {name: getattr(self, name) for name in names}
             old = self._replay.sampler(self.seed, rank=rank, world=world, **drawn)
             store, draws = self._replay.store, lambda: self._replayed(self._draws(sampler), old)
-        reader = Reader(store, self.length, relabel, self.outcomes, self.keep_starts)
+            if lengths is not None:
+                lengths = np.concatenate([lengths, store.lengths[self._replay.first :]])
+        reader = Reader(store, self.length, relabel, self.outcomes, self.keep_starts, lengths)
         # bare, since a DataLoader around it would take a tenth of a millisecond for each batch
         return Batches(draws, reader, self.prefetch, self.workers, pin)
 
@@ -260,9 +275,9 @@ class StoreDataModule(LightningDataModule):
     def _windows(self, split: str) -> DataLoader:
         size, length = self.validation["batch_size"], self.validation["length"]
         episodes, windows = self._best(self._split(split)), self.validation["windows"]
-        starts = shared_windows(self.store, self._games(episodes), episodes, windows, length)
+        starts = shared_windows(self.store, self._games(episodes), episodes, windows, length, self.lengths)
         batches = [starts[i : i + size] for i in range(0, len(starts), size)]
-        reader = Reader(self.store, length, None, self.outcomes)
+        reader = Reader(self.store, length, None, self.outcomes, lengths=self.lengths)
         rng = np.random.default_rng(0)  # nothing is drawn from it
         return DataLoader(Windows(lambda i: reader.read(Draw(batches[i], None, rng)), len(batches)), batch_size=None)
 

@@ -1,4 +1,4 @@
-"""A new game from little of it, beside what is known: a budget of whole episodes, and replay of other games."""
+"""A new game from little of it, beside what is known: a budget of transitions, and replay of other games."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,19 +14,26 @@ from worldmodels.data.transforms import Transform
 from worldmodels.types import UserError
 
 
-def few_shot(store: Store | Mixture, budget: int, share: float, seed: int) -> dict[str, np.ndarray]:
+def few_shot(store: Store | Mixture, budget: int, share: float, seed: int, least: int = 1) -> dict[str, np.ndarray]:
     """Episodes to learn from and to choose by, of the train split of each game and within a budget; test is as it was.
 
-    Whole episodes are taken in an order that the seed decides, those that no longer fit being passed over.
+    Whole episodes are taken in an order that the seed decides, those that no longer fit being passed over. Of a game of
+    which no two fit, the first rows of two episodes are taken, as many as the budget has.
 
     Args:
         store: the store, or several in one.
         budget: transitions of each game that may be used, for both purposes together.
-        share: of the chosen episodes, held out as validation; at least one, and at most all but one.
+        share: of the chosen episodes, held out as validation; at least one, and at most all but one. Where no two fit,
+            of the rows.
         seed: of the order.
+        least: rows that either purpose needs where no two fit.
+
+    Returns:
+        Numbers of the episodes of `train`, `validation` and `test`, int64, and `lengths`, (E,) int64: how many rows of
+        each episode of the store may be used, its first ones.
 
     Raises:
-        UserError: no two episodes of a game fit into the budget, or a setting is out of range.
+        UserError: the budget is too small for a game, which has one episode alone, or a setting is out of range.
     """
     if type(budget) is not int or budget < 1:
         raise UserError(f"budget={budget} must be a whole number of transitions of at least 1, or null for all")
@@ -34,23 +41,29 @@ def few_shot(store: Store | Mixture, budget: int, share: float, seed: int) -> di
         raise UserError(f"validation_share={share} must be between 0 and 1")
     rng, own = np.random.default_rng((seed % 2**64, budget)), store.splits["train"]
     games = store.games[own] if isinstance(store, Mixture) else np.zeros(len(own), np.int64)
-    train, held = [], []
+    train, held, lengths = [], [], store.lengths.copy()
     for game in np.unique(games):
-        left, chosen = budget, []
-        for episode in rng.permutation(own[games == game]):
+        left, chosen, order = budget, [], rng.permutation(own[games == game])
+        for episode in order:
             if store.lengths[episode] <= left:
                 chosen.append(episode)
                 left -= store.lengths[episode]
         if len(chosen) < 2:
-            least = int(np.sort(store.lengths[own[games == game]])[:2].sum())
-            raise UserError(
-                f"budget={budget} holds no two whole episodes of the train split of {store.path}, one to learn from "
-                f"and one to choose by: the two shortest have {least} transitions; give a larger budget=..."
-            )
+            if len(order) < 2 or budget < 2 * least:
+                shortest = int(np.sort(store.lengths[order])[:2].sum())
+                raise UserError(
+                    f"budget={budget} holds no two whole episodes of the train split of {store.path}, one to learn "
+                    f"from and one to choose by (the two shortest have {shortest} transitions), and no {least} "
+                    "transitions of each of two; give a larger budget=..., or a store of more episodes"
+                )
+            chosen = list(order[:2])
+            first, second = store.lengths[chosen]  # together more than the budget, as no two fit in this order
+            rows = np.clip(round(share * budget), max(least, budget - second), min(budget - least, first))
+            lengths[chosen] = rows, min(budget - rows, second)
         count = min(max(1, round(share * len(chosen))), len(chosen) - 1)
         held += chosen[:count]
         train += chosen[count:]
-    return {"train": np.sort(train), "validation": np.sort(held), "test": store.splits["test"]}
+    return {"train": np.sort(train), "validation": np.sort(held), "test": store.splits["test"], "lengths": lengths}
 
 
 class Replay:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from worldmodels.data.outcomes import Outcomes
 from worldmodels.data.store import Store
-from worldmodels.types import Segment, UserError
+from worldmodels.types import PER_WINDOW, Segment, UserError
 
 Relabel = Callable[[Segment, np.ndarray, Store, np.random.Generator], Segment]
 """What adds goals to a batch, given its windows, the store and all randomness; see `relabel.future_goals`."""
@@ -47,6 +47,7 @@ class Reader(Dataset):
         relabel: called on every batch.
         outcomes: tells what rows led to.
         keep_starts: tell where windows begin, in `side["starts"]`, also where they are not drawn by priority.
+        lengths: (E,) how many rows of each episode are read, as if it had been cut behind them; by default all.
     """
 
     def __init__(
@@ -56,13 +57,16 @@ class Reader(Dataset):
         relabel: Relabel | None,
         outcomes: Outcomes | None = None,
         keep_starts: bool = False,
+        lengths: np.ndarray | None = None,
     ) -> None:
         self.store, self.length, self.relabel = store, length, relabel
-        self.outcomes, self.keep_starts = outcomes, keep_starts
+        self.outcomes, self.keep_starts, self.lengths = outcomes, keep_starts, lengths
 
     def read(self, draw: Draw) -> Segment:
         """The batch, with what is asked for beside it."""
         segment = self.store.read(draw.starts, self.length)
+        if self.lengths is not None:
+            _cut(segment, draw.starts, self.lengths)
         if draw.importance is not None:
             segment.side["importance"] = torch.from_numpy(draw.importance)
         if draw.importance is not None or self.keep_starts:
@@ -77,6 +81,21 @@ class Reader(Dataset):
             return self.read(draw)
         except UserError as error:
             return error
+
+
+def _cut(segment: Segment, starts: np.ndarray, lengths: np.ndarray) -> None:
+    """Make what is behind the first rows of an episode, and the frame after them, padding; in place, and by numpy.
+
+    Args:
+        segment: windows as read.
+        starts: (B, 2) int64, where they were read.
+        lengths: (E,) int64, rows of each episode that stay.
+    """
+    behind = starts[:, 1:] + np.arange(segment.length + 1) - lengths[starts[:, 0], None]  # the first such row is 0
+    segment.obs.numpy()[behind > 0] = 0
+    columns = [segment.action, segment.reward, segment.terminated, segment.truncated, segment.mask, segment.next_mask]
+    for column in columns + [values for name, values in segment.side.items() if name not in PER_WINDOW]:
+        column.numpy()[behind[:, :-1] >= 0] = 0
 
 
 class Batches(IterableDataset):

@@ -165,6 +165,9 @@ class ReanalyseDataModule(StoreDataModule):
         logged = F.one_hot(place.clamp(min=0), len(model.actions)).float()
         stored = step >= 0
         policy = torch.where(stored[..., None], policy, logged)
+        if self.lengths is not None:  # what an episode returned behind the rows that are used counts as not logged
+            cut = self.lengths[starts[:, 0]] < self.learned.lengths[starts[:, 0]]
+            known &= stored | ~torch.from_numpy(cut).to(device)[:, None]
         acted = batch.mask & (stored | (place >= 0))
         known = known & acted
         source = torch.where(stored, STORED, LOGGED)
@@ -218,7 +221,9 @@ class ReanalyseDataModule(StoreDataModule):
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         place = {"left_padding": self.left_padding, "right_padding": self.right_padding, "rank": rank, "world": world}
         # of another seed, or both would draw alike
-        of_play = WindowSampler(self.store, fresh, most, self.length, seed=self.seed + 2**32, **place)
+        of_play = WindowSampler(
+            self.store, fresh, most, self.length, seed=self.seed + 2**32, lengths=self.lengths, **place
+        )
         for k, draw in zip(count(self.batches_drawn()), super()._draws(sampler)):
             here = self._order(self.batch_size, rank, k)[self._searched(self.batch_size, k) :]
             here = here[here < len(draw.starts)]  # what is replayed comes behind them

@@ -42,6 +42,8 @@ class WindowSampler:
         right_padding: how many steps behind its episode a window may end, below `length`.
         event_rows: only the last so many rows of a window hold the event that it is drawn around, where those before
             are for a model's memory alone; by default all.
+        lengths: (E,) how many rows of each episode of the store are drawn from, its first ones; by default all. A
+            weight by `return` is still by that of the whole episode.
 
     Raises:
         UserError: there are no episodes, or settings are out of range or do not go together.
@@ -65,6 +67,7 @@ class WindowSampler:
         lag: int = 1,
         event_rows: int | None = None,
         right_padding: int = 0,
+        lengths: np.ndarray | None = None,
     ) -> None:
         if not len(episodes):
             raise UserError(f"the store {store.path} has no episodes to draw from; collect more of them")
@@ -90,14 +93,19 @@ class WindowSampler:
         order = np.argsort(episodes)
         self.episodes = np.asarray(episodes, np.int64)[order]
         self.batch_size, self.length, self.left_padding, self.event_rows = batch_size, length, left_padding, event_rows
-        self._last = _last_start(store.lengths[self.episodes] + right_padding, length, -left_padding)
+        rows = (store.lengths if lengths is None else lengths)[self.episodes]
+        self._last = _last_start(rows + right_padding, length, -left_padding)
         games = np.zeros(len(order), np.int64) if games is None else np.asarray(games)[order]
         counts = self._last + left_padding + 1
         returns = episode_returns(store)[self.episodes] if weights and weights.get("return") else None
         weigh = EpisodeWeights(counts, games, returns, weights or {})
         self._windows = Choice(counts, weigh.of(counts))
         self._event_share = 0.0
-        counts, self._steps = event_steps(store, self.episodes) if event_share else (np.zeros(0), np.zeros(0))
+        counts, self._steps = event_steps(store, self.episodes) if event_share else (np.zeros(0, np.int64), np.zeros(0))
+        if lengths is not None and event_share:
+            of = np.arange(len(rows)).repeat(counts)
+            there = self._steps < rows[of]
+            counts, self._steps = np.bincount(of[there], minlength=len(rows)), self._steps[there]
         if len(self._steps):
             self._events, self._event_share = Choice(counts, weigh.of(counts)), event_share
         self._seed, self._rank, self._world, self._walks = seed % 2**64, rank, world, not replacement
@@ -157,13 +165,20 @@ def share_before(share: float, size: int, k: int) -> int:
     return k * round(exact) if math.isclose(exact, round(exact)) else math.floor(k * exact)
 
 
-def even_windows(store: Store | Mixture, episodes: Sequence[int] | np.ndarray, count: int, length: int) -> np.ndarray:
+def even_windows(
+    store: Store | Mixture,
+    episodes: Sequence[int] | np.ndarray,
+    count: int,
+    length: int,
+    lengths: np.ndarray | None = None,
+) -> np.ndarray:
     """Fixed windows, evenly spaced over all that lie wholly inside the episodes: (at most `count`, 2) int64.
 
-    An episode shorter than `length` counts with its one padded window.
+    An episode shorter than `length` counts with its one padded window. Of each the first `lengths` rows (E,) are used,
+    by default all.
     """
     episodes = np.asarray(episodes, np.int64)
-    windows = Choice(_last_start(store.lengths[episodes], length, 0) + 1)
+    windows = Choice(_last_start((store.lengths if lengths is None else lengths)[episodes], length, 0) + 1)
     total = windows.size if len(episodes) else 0
     chosen = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
     which, start = windows.find(chosen)
@@ -171,7 +186,12 @@ def even_windows(store: Store | Mixture, episodes: Sequence[int] | np.ndarray, c
 
 
 def shared_windows(
-    store: Store | Mixture, games: np.ndarray, episodes: np.ndarray, count: int, length: int
+    store: Store | Mixture,
+    games: np.ndarray,
+    episodes: np.ndarray,
+    count: int,
+    length: int,
+    lengths: np.ndarray | None = None,
 ) -> np.ndarray:
     """As `even_windows` of each game alike, one at least, and so that every batch of them is of all games.
 
@@ -181,10 +201,11 @@ def shared_windows(
         episodes: (n,) int64.
         count: windows at most, where it is not less than there are games.
         length: of each.
+        lengths: as in `even_windows`.
     """
     each, left = divmod(count, max(1, len(np.unique(games))))
     shares = [(episodes[games == game], max(1, each + (k < left))) for k, game in enumerate(np.unique(games))]
-    parts = [even_windows(store, mine, share, length) for mine, share in shares]
+    parts = [even_windows(store, mine, share, length, lengths) for mine, share in shares]
     place = np.concatenate([(np.arange(len(part)) + 0.5) / len(part) for part in parts])
     return np.concatenate(parts)[place.argsort(kind="stable")]
 

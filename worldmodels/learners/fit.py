@@ -318,6 +318,7 @@ def _resume_point(out: Path) -> Path | None:
 def clear(out: Path) -> None:
     """Begin again: drop the earlier run, now that nothing is left that could refuse the new one."""
     names = ("last.ckpt", "best.ckpt", "metrics.json", "wandb_id", "hpc_ckpt_*.ckpt", "logs/version_*/metrics.csv")
+    names += ("steps/*.ckpt", "curve.json")  # of a few-shot curve: its points would be judged as the new run's
     for path in [path for name in names for path in out.glob(name)]:
         path.unlink()
 
