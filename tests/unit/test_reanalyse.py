@@ -333,8 +333,6 @@ def test_mistakes(store: Store, model: MuZero, tmp_path: Path) -> None:
         ReanalyseDataModule(path, version="nowhere")
     with pytest.raises(UserError, match="no side column.*/7"):
         ReanalyseDataModule(path, version=7)
-    with pytest.raises(UserError, match=r"no replay\.store.*store=\[\.\.\.\]"):
-        ReanalyseDataModule(path, replay={"store": str(catch(tmp_path / "other", 1, 60).path)})
     with pytest.raises(UserError, match="one for each"):
         ReanalyseDataModule(path, version=["a", "b"])
     about = {"family": "muzero", "store": "another", "version": "theirs", "actions": [0, 3, 4], "step": 1}

@@ -111,7 +111,7 @@ class ReanalyseDataModule(StoreDataModule):
         settings: as of `StoreDataModule`.
 
     Raises:
-        UserError: a fraction outside 0..1, a version that is not there, or one of another store or model, or `replay`.
+        UserError: a fraction outside 0..1, a version that is not there, or one of another store or model.
     """
 
     def __init__(
@@ -123,8 +123,6 @@ class ReanalyseDataModule(StoreDataModule):
     ) -> None:
         check_fraction(fraction)
         super().__init__(store, **settings)
-        if self._replay is not None:  # its windows are numbered otherwise than the rows that have targets
-            raise UserError("data=reanalyse has no replay.store; give its stores and this one together, as store=[...]")
         self.keep_starts = True
         self.fraction = fraction
         stores, learned = (s.stores if isinstance(s, Mixture) else [s] for s in (self.store, self.learned))
