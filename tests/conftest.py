@@ -89,3 +89,16 @@ def ok(in_process: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
         return out
 
     return run
+
+
+@pytest.fixture
+def refused(in_process: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
+    """The same, which must end in one sentence and with exit code 2: the sentence."""
+
+    def run(*arguments: object) -> str:
+        code, _, err = in_process(*map(str, arguments))
+        assert code == 2, err
+        assert err.startswith("worldmodels: ") and err.count("\n") == 1, err
+        return err
+
+    return run

@@ -15,18 +15,6 @@ from worldmodels.data.store import Store
 RUN = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def refused(in_process: RUN) -> Callable[..., str]:
-    def run(*args: str) -> str:
-        code, _, err = in_process(*args)
-        assert code == 2, err
-        assert err.startswith("worldmodels: ")
-        assert err.count("\n") == 1, err
-        return err
-
-    return run
-
-
 def test_list_of_commands(in_process: RUN) -> None:
     code, out, _ = in_process()
     assert code == 0

@@ -20,17 +20,6 @@ RUN = Callable[..., tuple[int, str, str]]
 CATCH = ["game=catch", "protocol=store", "device=cpu"]
 
 
-@pytest.fixture
-def refused(in_process: RUN) -> Callable[..., str]:
-    def run(*args: str) -> str:
-        code, _, err = in_process(*args)
-        assert code == 2, err
-        assert err.startswith("worldmodels: ") and err.count("\n") == 1, err
-        return err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def sticky_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten steps of Pong with sticky actions."""

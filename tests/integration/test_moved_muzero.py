@@ -58,16 +58,6 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def refused(in_process: RUN) -> Callable[..., str]:
-    def run(*arguments: object) -> str:
-        code, _, err = in_process(*map(str, arguments))
-        assert code == 2 and err.count("\n") == 1, err
-        return err
-
-    return run
-
-
 def move(places: Path, base: str, game: str, out: Path, *more: str) -> list[str]:
     return ["finetune", f"checkpoint={places / base}", f"store={places / game}", f"out={out}", *MOVED, *more]
 

@@ -42,16 +42,6 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "catch", folder / "freeway"
 
 
-@pytest.fixture
-def refused(in_process: RUN) -> Callable[..., str]:
-    def run(*arguments: object) -> str:
-        code, _, err = in_process(*map(str, arguments))
-        assert code == 2 and err.count("\n") == 1, err
-        return err
-
-    return run
-
-
 def both(stores: tuple[Path, Path]) -> str:
     return f"store=[{stores[0]},{stores[1]}]"
 

@@ -40,16 +40,6 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-@pytest.fixture
-def refused(in_process: RUN) -> Callable[..., str]:
-    def run(*args: str) -> str:
-        code, _, err = in_process(*args)
-        assert code == 2 and err.count("\n") == 1, err
-        return err
-
-    return run
-
-
 def metrics(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 

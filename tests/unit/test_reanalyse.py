@@ -98,6 +98,24 @@ def test_only_the_target_network_changes_the_loss(store: Store, model: MuZero) -
     assert student.loss(data.targeted(segment, learner(model)))[0] != before
 
 
+def test_what_is_replayed_has_the_targets_of_its_own_store(store: Store, model: MuZero, tmp_path: Path) -> None:
+    other = catch(tmp_path / "other", 1, 60)
+    data = ReanalyseDataModule(
+        str(store.path), fraction=0.0, replay={"store": str(other.path), "share": 0.5}, **WINDOWS
+    )
+    both = data.targeted(batch(data), learner(model))
+    rows = both.side["starts"][:, 0] >= len(store.lengths)
+    assert 0 < rows.sum() < len(rows)
+    starts = both.side["starts"][rows] - torch.tensor([len(store.lengths), 0])
+    segment = other.read(starts.numpy(), both.length)
+    segment = replace(segment, side=segment.side | {"starts": starts})
+    alone = ReanalyseDataModule(str(other.path), fraction=0.0, **WINDOWS).targeted(segment, learner(model))
+    assert alone.side[VALUE_KNOWN].any()
+    for name in (POLICY, VALUE, VALUE_KNOWN):
+        known = alone.mask if name == VALUE_KNOWN else alone.side[VALUE_KNOWN]
+        assert torch.equal(both.side[name][rows][known], alone.side[name][known]), name
+
+
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
 def test_the_fraction_is_the_share_of_windows_that_is_searched(store: Store, model: MuZero, fraction: float) -> None:
     data = ReanalyseDataModule(str(store.path), fraction=fraction, **WINDOWS)
