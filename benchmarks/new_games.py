@@ -16,8 +16,6 @@ over the same model before fine-tuning, and what is forgotten is a share of its 
 known games. Intervals are over seeds, by Student's t.
 """
 
-import argparse
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +24,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
-from benchmarks.policies import Bench
-from benchmarks.results import publish
+from benchmarks.runs import Runs, command_line
 from worldmodels.data.disk import read_json
 from worldmodels.evaluation.adaptation import forgotten
 
@@ -66,12 +63,16 @@ FULL = Budget(30_000, 6000, 450, 4, 5, 64, 3)
 QUICK = Budget(12_000, 30, 6, 3, 2, 4, 1)
 
 
-class NewGames(Bench):
+class NewGames(Runs):
     """One model of the known games, and what becomes of it on the new ones."""
 
     def __init__(self, root: Path, budget: Budget, only: Sequence[str]) -> None:
-        super().__init__(root, dict.fromkeys((*KNOWN, *NEW), budget), only)  # pyrefly: ignore
+        super().__init__(root, only)
         self.budget = budget
+
+    def log(self, game: str) -> Path:
+        """The log of a game."""
+        return self.collect(game, self.budget.log, out=self.root / game / "log")
 
     def base(self) -> Path:
         """The checkpoint of the model of the known games."""
@@ -98,9 +99,14 @@ class NewGames(Bench):
     def parts(self) -> list[tuple[str, int]]:
         """Game and seed of what is wanted."""
         every = [(game, seed) for game in NEW for seed in range(self.budget.seeds)]
-        return [(g, s) for g, s in every if not self.only or f"{g}/{s}".startswith(tuple(self.only))]
+        return [(game, seed) for game, seed in every if self.wanted(f"{game}/{seed}")]
 
-    def done(self, game: str) -> list[dict[str, Any]]:
+    def play(self) -> None:
+        """Make what is wanted."""
+        for game, seed in self.parts():
+            self.adapt(game, seed)
+
+    def whole(self, game: str) -> list[dict[str, Any]]:
         """What each seed of a game gave that is complete."""
         whole = sorted((self.root / game).glob("*/replay/kept/metrics.json"))
         return [self.found(path.parent.parent.parent) for path in whole]
@@ -171,21 +177,15 @@ def show(game: str, figures: dict[str, Any]) -> None:
 
 def main() -> None:
     """Make what is missing, and print every figure and the same as JSON in the last line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed and next to no training")
-    parser.add_argument("--only", nargs="*", default=[], metavar="PART", help="such as pong or pong/0")
-    parser.add_argument("--out", type=Path, default=Path("runs/new_games"), help="where runs are kept")
-    options = parser.parse_args()
-    root, began = options.out.absolute() / ("quick" if options.quick else "full"), time.monotonic()
-    bench = NewGames(root, QUICK if options.quick else FULL, options.only)
-    for game, seed in bench.parts():
-        bench.adapt(game, seed)
+    asked = command_line("new_games", __doc__, "pong or pong/0", "one seed and next to no training")
+    bench = NewGames(asked.root, QUICK if asked.quick else FULL, asked.only)
+    bench.play()
     figures: dict[str, Any] = {}
     for game in NEW:
-        if seeds := bench.done(game):
+        if seeds := bench.whole(game):
             figures[game] = figures_of(seeds)
             show(game, figures[game])
-    publish("new_games", figures, options.out, quick=options.quick, seconds_now=round(time.monotonic() - began))
+    asked.publish(figures)
 
 
 if __name__ == "__main__":
