@@ -9,6 +9,7 @@ from tests.conformance import check_policy, check_world_model, generator, random
 from tests.unit.test_muzero import muzero, spread
 from worldmodels.learners.acting import Eyes, as_policy
 from worldmodels.models.muzero import MuZero
+from worldmodels.models.muzero_context import contexts
 from worldmodels.models.muzero_loss import POLICY, POLICY_KNOWN, VALUE, VALUE_KNOWN, Targets
 from worldmodels.planning.planners import gumbel, one_step, prior, puct, sampled
 from worldmodels.planning.tree import Root
@@ -136,7 +137,7 @@ def test_play_has_the_actions_of_its_game_alone() -> None:
     eyes = Eyes(model, "pong")
     root, _ = eyes.see(frames, eyes.begin(3))
     window = of(SEGMENT.steps(0, 1), "pong", "pong", "pong")
-    expected = model.roots(model.root(*model.contexts(window, [0])))
+    expected = model.roots(model.root(*contexts(model, window, [0])))
     torch.testing.assert_close(root.prior_logits, expected[0][:, ACTIONS["pong"]])
     for other in (None, "tennis"):
         with pytest.raises(UserError, match="plays breakout and pong"):

@@ -11,7 +11,8 @@ from benchmarks import equivariance, equivariance_atari
 from tests.conformance import check_world_model, generator, random_segment
 from tests.unit.test_muzero import muzero, spread, targeted
 from worldmodels.learners.acting import as_policy
-from worldmodels.models.muzero import PARTS, MuZero
+from worldmodels.models.muzero import MuZero
+from worldmodels.models.muzero_networks import PARTS
 from worldmodels.nn import equivariant
 from worldmodels.nn.equivariant import expand_once
 from worldmodels.ops.groups import action_table, group, transform

@@ -22,6 +22,7 @@ from worldmodels.data.mixing import Mixture
 from worldmodels.data.sampling import WindowSampler, share_before
 from worldmodels.data.targets import COLUMNS, Logged, check_fraction, pinned
 from worldmodels.models.muzero import MuZero
+from worldmodels.models.muzero_context import contexts
 from worldmodels.models.muzero_loss import POLICY, POLICY_KNOWN, VALUE, VALUE_KNOWN
 from worldmodels.nn.equivariant import expand_once
 from worldmodels.ops.draws import row_gumbel
@@ -82,7 +83,7 @@ def search_rows(
 def _searched(
     model: MuZero, segment: Segment, rows: Sequence[int], flat: Tensor, search: Planner | None, noise: Tensor | None
 ) -> Searched:
-    state = model.root(*(x[flat] for x in model.contexts(segment, rows)))
+    state = model.root(*(x[flat] for x in contexts(model, segment, rows)))
     root = Root(*model.roots(state), state)
     if search is None:
         check(root, 1, None)

@@ -12,22 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from worldmodels.models.muzero_context import contexts
 from worldmodels.models.muzero_loss import loss_of
+from worldmodels.models.muzero_networks import PARTS, networks
 from worldmodels.models.muzero_widths import matched_widths
 from worldmodels.nn.equivariant import expand_once
 from worldmodels.nn.games import Games
 from worldmodels.nn.heads import wide
-from worldmodels.nn.latent import Blend, Dynamics, PolicyHead, Probe, Projector, Readout, Representation, scaled
-from worldmodels.nn.latent_symmetric import (
-    SymmetricBlend,
-    SymmetricDynamics,
-    SymmetricPolicy,
-    SymmetricReadout,
-    SymmetricRepresentation,
-    SymmetrisedRepresentation,
-)
+from worldmodels.nn.latent import Probe, Projector, scaled
 from worldmodels.nn.recurrent import init_lstm
 from worldmodels.ops.groups import action_table, group, transform
 from worldmodels.types import ACTIONS, Metrics, RecurrentOutput, Segment, State, Step, UserError
@@ -38,8 +31,6 @@ WEIGHTS = {
     **{"consistency": 2.0, "probe": 1.0, "behaviour": 0.0},
 }
 """Of the losses, where nothing else is said."""
-PARTS = ("representation", "dynamics", "reward", "value", "policy")
-ROUTES = {"layers": SymmetricRepresentation, "symmetrised": SymmetrisedRepresentation}
 
 
 class MuZero(nn.Module):
@@ -158,49 +149,24 @@ class MuZero(nn.Module):
         index[self.actions] = torch.arange(len(self.actions))
         self.register_buffer("index", index, persistent=False)
         parts = set(PARTS if symmetric is None else symmetric) if symmetry != "none" else set()
-        if unknown := parts - set(PARTS):
-            raise UserError(f"model.symmetric names {min(unknown)}; its parts are {', '.join(PARTS)}")
         self.group = group(symmetry)
         table, self.turned = action_table(self.group, self.actions), group(turned, "turned")
         for mine in (by_game or {"": self.actions}).values():  # refuses a group under which the actions are not closed
             action_table(self.group, sorted(mine))
             action_table(self.turned, sorted(mine), "turned")
-        if route not in ROUTES:
-            raise UserError(f"model.route={route} is unknown; choose one of {', '.join(ROUTES)}")
         if parts and matched:
             # the channels of a plain one are fields to the others
             multiple = 1 if "representation" in parts else len(self.group)
             representation, readout = matched_widths(MuZero, given, multiple)
         seen = image_channels * (1 if recurrent else frames)
-        if "representation" not in parts:
-            self.representation: Any = Representation(seen, image_size, **representation)
-        else:
-            self.representation = ROUTES[route](self.group, seen, image_size, **representation)
-        shape, n = self.representation.shape, len(self.group)
-        if parts and shape.channels % n:
-            raise UserError(f"{shape.channels} channels of the latent image are no fields of symmetry={symmetry}: {n}")
-        # the same in all the channels of a field, which breaks no symmetry
-        self.game = None
-        if games is not None and self.games is not None:
-            self.game = nn.Embedding(len(self.games), shape.channels // n)
-        still = {"representation", "dynamics"} <= parts
-        self.dynamics: Any = (
-            SymmetricDynamics(self.group, table, shape, **dynamics)
-            if "dynamics" in parts
-            else Dynamics(shape, len(self.actions), **dynamics)
+        made = networks(
+            self.group, table, parts, route, seen, image_size, representation, dynamics, readout, recurrent=recurrent
         )
-        self.blend: Any = None
-        if recurrent:
-            self.blend = SymmetricBlend(self.group, shape) if still else Blend(shape)
-        self.read_value, self.read_reward = (
-            SymmetricReadout(self.group, shape, **readout) if name in parts else Readout(shape, **readout)
-            for name in ("value", "reward")
-        )
-        self.policy: Any = (
-            SymmetricPolicy(self.group, table, shape, **readout)
-            if "policy" in parts
-            else PolicyHead(shape, len(self.actions), **readout)
-        )
+        self.representation, self.dynamics, self.blend = made.representation, made.dynamics, made.blend
+        self.read_value, self.read_reward, self.policy = made.read_value, made.read_reward, made.policy
+        shape, self.game = self.representation.shape, None
+        if games is not None and self.games is not None:  # all channels of a field alike: no symmetry broken
+            self.game = nn.Embedding(len(self.games), shape.channels // len(self.group))
         self.prefix, self.horizon, width = None, 0, self.read_reward.width
         if value_prefix is not None:
             self.prefix, self.horizon = nn.LSTMCell(width, value_prefix["lstm"]), value_prefix["horizon"]
@@ -254,12 +220,12 @@ class MuZero(nn.Module):
         """The latent image (N, D, h, w) of a context.
 
         Args:
-            frames: (N, F, C, H, W) uint8, or float as `_pixels` gives them.
+            frames: (N, F, C, H, W) uint8, or float as `pixels` gives them.
             action: (N, F-1) int64, places in `actions`, between the frames.
             real: (N, F) bool, false for frames before the episode's start.
             game: (N,) int64, rows of the vocabulary of games; 0 by default.
         """
-        pixels = self._pixels(frames) if frames.dtype == torch.uint8 else frames
+        pixels = self.pixels(frames) if frames.dtype == torch.uint8 else frames
         pixels = torch.where(real[..., None, None, None], pixels, 0.0)  # the mean frame
         if self.blend is None:
             return self._seen(pixels.flatten(1, 2), game)
@@ -284,7 +250,8 @@ class MuZero(nn.Module):
         """The latent image after `action` (N,) int64, a place in `actions`."""
         return self._scaled(self.dynamics(latent, action))
 
-    def _pixels(self, frames: Tensor) -> Tensor:
+    def pixels(self, frames: Tensor) -> Tensor:
+        """What is seen of frames (..., C, H, W) uint8: their difference from the mean, by the deviation."""
         return torch.addcmul(-self.mean * self.scale, frames.float(), self.scale / 255)
 
     def _scaled(self, latent: Tensor) -> Tensor:
@@ -295,42 +262,11 @@ class MuZero(nn.Module):
         place = self.index[segment.action]
         return place if self.games is None else torch.where(self.games.has(segment), place, -1)
 
-    def contexts(self, segment: Segment, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `represent` takes, for the frame of each of R rows: (B * R, F, ...), row by row of the batch.
-
-        The frame of row T is the one after the last action. Frames before the window count as before the episode.
-
-        Raises:
-            UserError: frames of another size, colour or type than the model's.
-        """
-        shape = (self.image_channels, self.image_size, self.image_size)
-        if tuple(segment.obs.shape[2:]) != shape or segment.obs.dtype != torch.uint8:
-            raise UserError(
-                f"the model sees frames {shape} uint8 (channels, height, width) but got {tuple(segment.obs.shape[2:])} "
-                f"{segment.obs.dtype}; give it the preprocessing of its own log"
-            )
-        length = segment.length
-        there = F.pad(segment.mask, (0, 1)) | F.pad(segment.mask & segment.next_mask, (1, 0))
-        at = torch.tensor(rows, device=segment.obs.device)[:, None] + torch.arange(
-            1 - self.frames, 1, device=segment.obs.device
-        )
-        inside = at.clamp(0, length)
-        real = there[:, inside] & (at >= 0)
-        # a row counts only if all rows from it to the last are of one episode
-        joined = F.pad(segment.mask & segment.next_mask, (0, 1))[:, inside[:, :-1]] & (at[:, :-1] >= 0)
-        place = self.places(segment)[:, at[:, :-1].clamp(0, length - 1)]
-        if self.blend is not None:  # what cannot be expected is not joined
-            joined &= place >= 0
-        real[..., :-1] &= joined.flip(-1).cumprod(-1).flip(-1).bool()
-        game = torch.zeros_like(segment.action[:, 0]) if self.games is None else self.games.rows(segment)
-        told = segment.obs[:, inside].flatten(0, 1), place.clamp(min=0).flatten(0, 1), real.flatten(0, 1)
-        return *told, game.repeat_interleave(len(rows))
-
     # World model, and what a search needs
 
     def start(self, context: Segment) -> State:
         """The state after the last frame of `context`, of any length."""
-        return self.root(*self.contexts(context, [context.length]))
+        return self.root(*contexts(self, context, [context.length]))
 
     def root(self, frames: Tensor, action: Tensor, real: Tensor, game: Tensor | None = None) -> State:
         """The state after a context; arguments as of `represent`."""
@@ -422,17 +358,3 @@ class MuZero(nn.Module):
         """Scalar loss, scalar metrics and `window_loss` (B,), the root's error of value; see `muzero_loss.loss_of`."""
         with expand_once(self):
             return loss_of(self, segment, generator)
-
-    def changed(self, frames: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Frames (N, F, C, H, W) uint8 as pixels: in training shifted and of other brightness, each in its own way."""
-        rows, device = len(frames), frames.device
-        if self.shift and self.training:
-            moves = torch.randint(-self.shift, self.shift + 1, (2, rows, 1), generator=generator, device=device)
-            place = (torch.arange(self.image_size, device=device) + moves).clamp(0, self.image_size - 1)
-            row = torch.arange(rows, device=device)[:, None, None]
-            frames = frames[row, :, :, place[0, :, :, None], place[1, :, None, :]].permute(0, 3, 4, 1, 2)
-        pixels = self._pixels(frames)
-        if self.intensity and self.training:
-            noise = torch.randn(rows, generator=generator, device=device).clamp(-2, 2)
-            pixels = pixels * (1 + self.intensity * noise)[:, None, None, None, None]
-        return pixels

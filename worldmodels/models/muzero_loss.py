@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from worldmodels.models.muzero_context import changed, contexts
 from worldmodels.ops.groups import action_table, move_windows
 from worldmodels.ops.returns import n_step
 from worldmodels.types import Metrics, Segment, UserError
@@ -106,8 +107,8 @@ class Unrolled(NamedTuple):
     def of(cls, model: Any, segment: Segment, generator: torch.Generator | None) -> "Unrolled":
         """From the root of each window along its logged actions."""
         first = model.frames - 1
-        frames, *context = model.contexts(segment, [first])
-        state = model.root(model.changed(frames, generator), *context)
+        frames, *context = contexts(model, segment, [first])
+        state = model.root(changed(model, frames, generator), *context)
         latents, rewards, ends = [state["latent"]], [], []
         for place in model.places(segment)[:, first : first + model.unroll].clamp(min=0).unbind(1):
             state, features, end, _ = model.after(state, place)
@@ -218,7 +219,7 @@ def moved(model: Any, segment: Segment, generator: torch.Generator | None) -> Se
 @torch.no_grad()
 def own_targets(model: Any, segment: Segment) -> dict[str, Tensor]:
     """Targets by row without any search: the logged action, and the model's own value of each frame."""
-    state = model.root(*model.contexts(segment, range(segment.length)))
+    state = model.root(*contexts(model, segment, range(segment.length)))
     value = model.roots(state)[1].unflatten(0, (-1, segment.length))
     place = model.places(segment)
     policy, known = F.one_hot(place.clamp(min=0), len(model.actions)).float(), segment.mask & (place >= 0)
@@ -228,9 +229,9 @@ def own_targets(model: Any, segment: Segment) -> dict[str, Tensor]:
 def _consistency(model: Any, segment: Segment, latent: Tensor, generator: torch.Generator | None) -> Tensor:
     """How far (B, K) dynamics from the root lead away from what is seen there (EfficientZero, section 4.1)."""
     first, k = model.frames - 1, model.unroll
-    frames, *context = model.contexts(segment, range(first + 1, first + k + 1))
+    frames, *context = contexts(model, segment, range(first + 1, first + k + 1))
     with torch.no_grad():
-        seen = model.represent(model.changed(frames, generator), *context)
+        seen = model.represent(changed(model, frames, generator), *context)
     return model.projector(latent[:, 1:].flatten(0, 1), seen).unflatten(0, (-1, k))
 
 
