@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_dir
 from tests.conftest import QUICK, ROOT, write_catch
 from worldmodels.config import build, load_learner, plain, sized
 from worldmodels.learners.acting import muzero_policy
-from worldmodels.learners.fit import fit, told_games
+from worldmodels.learners.building import told_games
+from worldmodels.learners.fit import fit
 from worldmodels.learners.policy import load_policy
 from worldmodels.learners.world_model import WorldModelLearner
 

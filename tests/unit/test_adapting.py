@@ -19,7 +19,7 @@ from worldmodels.data.store import Store
 from worldmodels.data.transforms import Transform
 from worldmodels.evaluation.adaptation import compare, forgotten
 from worldmodels.learners.adapting import METHODS, checked, fit_rewards, layers, restrict
-from worldmodels.learners.fit import clear
+from worldmodels.learners.run_folder import clear
 from worldmodels.learners.world_model import WorldModelLearner
 from worldmodels.models.denoiser import to_float
 from worldmodels.models.growing import regrown

@@ -78,7 +78,7 @@ def begin_move(cfg: DictConfig, store: Any, budget: int | None) -> Move:
     from worldmodels.data.mixing import logged_actions, open_stores
     from worldmodels.data.transforms import Transform
     from worldmodels.learners.adapting import fit_games, fit_rewards
-    from worldmodels.learners.fit import legal_actions
+    from worldmodels.learners.building import legal_actions
     from worldmodels.models.growing import regrown
 
     if plain(cfg.data.store) != plain(cfg.store):

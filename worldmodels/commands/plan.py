@@ -37,7 +37,7 @@ def estimate(settings: dict[str, Any], repeats: int = 3) -> dict[str, Any]:
     import torch
 
     from worldmodels import hardware
-    from worldmodels.learners.fit import check_learner
+    from worldmodels.learners.building import check_learner
 
     check_learner(settings)
     hardware.tune_allocator()
@@ -76,7 +76,7 @@ def _world_model(settings: dict[str, Any], device: str, precision: str, repeats:
     """The model, seconds a step and seconds a validation, on made-up play."""
     import torch
 
-    from worldmodels.learners.fit import told_games
+    from worldmodels.learners.building import told_games
 
     known = told_games(settings["model"], {"any": range(len(ACTIONS))})
     data, model = settings["data"], build(known).to(device)
@@ -110,7 +110,8 @@ def _policy(settings: dict[str, Any], device: str, precision: Any, repeats: int)
     from lightning import Trainer
     from lightning.pytorch.callbacks import LambdaCallback
 
-    from worldmodels.learners.fit import build_learner, quiet
+    from worldmodels.learners.building import build_learner
+    from worldmodels.learners.fit import quiet
     from worldmodels.types import UserError
 
     if settings["store"] is None:

@@ -23,8 +23,9 @@ from worldmodels.data.targets import check_fraction
 from worldmodels.data.transforms import Transform
 from worldmodels.evaluation.protocols import check_actions, make_rules
 from worldmodels.evaluation.scores import game_facts
-from worldmodels.learners.fit import clear, fit
+from worldmodels.learners.fit import fit
 from worldmodels.learners.playing import Play, play_card
+from worldmodels.learners.run_folder import clear
 from worldmodels.types import UserError
 
 CHANGING = ("data.store", "data.version")
