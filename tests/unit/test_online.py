@@ -82,6 +82,13 @@ def test_rounds_of_play_and_training(straight: tuple[Path, dict[str, Any]]) -> N
     assert json.loads((out / "metrics.json").read_text()) == figures
 
 
+def test_play_grows_colder(tmp_path: Path) -> None:
+    run(tmp_path, "planner@learner.search=puct", "learner.row_noise=false", "temperatures={4:0.5,0:1.0,6:0.25}")
+    store = Store.open(tmp_path / "play")
+    infos = [store.episode_info(k)["info"] for k in range(len(store.lengths))]
+    assert {i["step"]: i["search"]["temperature"] for i in infos if "step" in i} == {3: 1.0, 6: 0.25}
+
+
 def test_finished_runs_are_left_alone(straight: tuple[Path, dict[str, Any]]) -> None:
     out, figures = straight
     before = (out / "last.ckpt").stat().st_mtime_ns
@@ -217,6 +224,9 @@ def test_a_maze_shows_its_last_frame_and_lost_lives() -> None:
         (["learner.actions=[0,2]"], "may take UP"),
         (["store=nowhere"], "there is no store at nowhere"),
         (["resume=maybe"], "choose auto or never"),
+        (["temperatures={0:1.0}"], "are of no use to worldmodels.planning.planners.gumbel, which"),
+        (["temperatures={5:1.0}", "planner@learner.search=puct"], "the first of them 0, e.g."),
+        (["temperatures={0:-1.0}", "planner@learner.search=puct"], "a number of at least 0"),
     ],
 )
 def test_mistakes(changes: list[str], sentence: str, tmp_path: Path) -> None:

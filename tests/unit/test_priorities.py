@@ -61,10 +61,20 @@ def test_windows_are_drawn_by_priority_and_evenly_in_a_block(block):
     assert abs(chi2 - (WINDOWS - 1)) < 5 * np.sqrt(2 * WINDOWS)
     # with beta 1 the weights make up for it: a block's share is that of its windows
     some = p.draw(201, rng(201), 20_000)
-    weights = p.importance(some).astype(np.float64)
+    weights = p.importance(201, some).astype(np.float64)
     assert weights.max() == 1
     np.testing.assert_allclose(weights * mass[some], (weights * mass[some])[0], rtol=1e-5)
     assert abs((weights * (some // BLOCK == 2)).sum() / weights.sum() - BLOCK / WINDOWS) < 0.01
+
+
+def test_importance_grows_to_the_whole_of_it():
+    grows, one = (Priorities(WINDOWS, 1.0, beta, 0, beta_batches=n) for beta, n in ((0.4, 10), (1.0, None)))
+    windows = np.array([0, 70, 200])
+    for p in (grows, one):
+        p.update(0, windows, np.array([1.0, 2, 4]))
+        p.draw(0, rng(0), 1)
+    for k, beta in ((0, 0.4), (5, 0.7), (10, 1.0), (99, 1.0)):
+        np.testing.assert_allclose(grows.importance(k, windows), one.importance(k, windows) ** beta, rtol=1e-5)
 
 
 def test_a_block_takes_the_mean_of_what_was_said_of_it():
@@ -72,7 +82,7 @@ def test_a_block_takes_the_mean_of_what_was_said_of_it():
     p.update(0, np.array([0, 1, 1, 70]), np.array([2.0, 3, 4, 5]))
     p.draw(0, rng(0), 1)
     np.testing.assert_allclose(p._tree.leaves, np.array([3, 5, 1, 1, 1, 1]) * np.array([BLOCK] * 5 + [10]))
-    assert p.importance(np.array([0, 70, 200])).tolist() == [1, 1, 1]
+    assert p.importance(0, np.array([0, 70, 200])).tolist() == [1, 1, 1]
 
 
 def train(p, first, last, fetched, log):
@@ -134,6 +144,9 @@ def test_bad_priorities(priority):
 def test_bad_settings_and_states():
     with pytest.raises(UserError, match="data.priority.block=0 must be"):
         Priorities(WINDOWS, 1.0, 0.5, LAG, block=0)
+    for batches, beta in ((0, 0.4), (10, 1.5)):
+        with pytest.raises(UserError, match=f"beta_batches={batches} must be .* a beta of at most 1"):
+            Priorities(WINDOWS, 0.6, beta, 0, beta_batches=batches)
     with pytest.raises(UserError, match="data.priority.alpha=-1"):
         Priorities(WINDOWS, -1, 0.5, LAG)
     state = Priorities(WINDOWS, 1.0, 0.5, LAG).state_dict(0)

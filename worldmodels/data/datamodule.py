@@ -52,7 +52,7 @@ class StoreDataModule(LightningDataModule):
         replacement: false shows every training window once before any comes again.
         weights: `game`, `recency` and `return`, as in `EpisodeWeights`.
         best_share: share of the episodes of each game and split, the best by return, that windows are from.
-        priority: `alpha` (None: off), `beta` and `block`, as in `Priorities`; tell `update` the priorities.
+        priority: `alpha` (None: off), `beta`, `beta_batches` and `block`, as in `Priorities`; `update` is told them.
         relabel: `future`, or a function as those in `RELABEL`, called on every training batch.
         transform: `size` and `colour` of the frames, as in `Transform`.
         workers: processes that read training batches in place of the thread; the batches are the same.
@@ -96,7 +96,9 @@ class StoreDataModule(LightningDataModule):
         self.validation = _settings(
             "validation", validation, {"windows": 64, "length": length, "batch_size": batch_size}
         )
-        self.priority = _settings("priority", priority, {"alpha": None, "beta": 0.4, "block": BLOCK})
+        self.priority = _settings(
+            "priority", priority, {"alpha": None, "beta": 0.4, "beta_batches": None, "block": BLOCK}
+        )
         self.transform = _settings("transform", transform, {"size": None, "colour": None})
         if isinstance(relabel, str) and relabel not in RELABEL:
             raise UserError(f"data.relabel={relabel} is unknown; choose one of {', '.join(RELABEL)}, or null")
@@ -241,7 +243,7 @@ class StoreDataModule(LightningDataModule):
         for k in count(first):
             starts, importance = sampler(k), None
             if sampler.priorities:
-                importance = sampler.priorities.importance(sampler.windows(starts))
+                importance = sampler.priorities.importance(k, sampler.windows(starts))
             yield Draw(starts, importance, sampler.generator(k, stream=1))
 
     def update(self, starts: Tensor, priorities: Tensor) -> None:

@@ -80,18 +80,33 @@ class Priorities:
         windows: number of windows.
         alpha: 0 is uniform, 1 in proportion to the priorities.
         beta: 0 is no importance weight, 1 makes up for the priorities in full.
+        beta_batches: over which `beta` grows evenly to 1, as published; None keeps it.
         lag: at least the greatest number of batches between drawing one and updating it.
         block: windows in a block; 8 bytes of memory each.
 
     Raises:
-        UserError: alpha, beta or block is out of range.
+        UserError: alpha, beta, beta_batches or block is out of range.
     """
 
-    def __init__(self, windows: int, alpha: float, beta: float, lag: int, block: int = BLOCK) -> None:
+    def __init__(
+        self,
+        windows: int,
+        alpha: float,
+        beta: float,
+        lag: int,
+        block: int = BLOCK,
+        beta_batches: int | None = None,
+    ) -> None:
         if not (0 <= alpha < np.inf and 0 <= beta < np.inf):
             raise UserError(f"data.priority.alpha={alpha} and beta={beta} must be numbers of 0 or more")
         if type(block) is not int or block < 1:
             raise UserError(f"data.priority.block={block} must be a whole number of at least 1")
+        if beta_batches is not None and (type(beta_batches) is not int or beta_batches < 1 or not beta <= 1):
+            raise UserError(
+                f"data.priority.beta_batches={beta_batches} must be a whole number of batches of at least 1, with a "
+                f"beta of at most 1 to grow from and not {beta}, or null"
+            )
+        self._beta_batches = beta_batches
         self._windows, self._alpha, self._beta, self._lag, self._block = windows, alpha, beta, lag, block
         sizes = np.full(-(-windows // block), block, np.float32)
         sizes[-1:] = self._sizes(np.array([len(sizes) - 1]))
@@ -108,11 +123,12 @@ class Priorities:
         block = self._tree.find(rng.random(size) * self._tree.total)
         return block * self._block + rng.integers(self._sizes(block))
 
-    def importance(self, windows: np.ndarray) -> np.ndarray:
-        """Weights (B,) float32 of the `windows` drawn last, the greatest of them 1."""
+    def importance(self, k: int, windows: np.ndarray) -> np.ndarray:
+        """Weights (B,) float32 of the `windows` of batch `k`, which was drawn last; the greatest of them is 1."""
+        grown = 0.0 if self._beta_batches is None else min(1.0, k / self._beta_batches)
         block = windows // self._block
         chance = self._tree.leaves[block].astype(np.float64) / self._sizes(block) / self._tree.total
-        weights = (self._windows * chance) ** -self._beta
+        weights = (self._windows * chance) ** -(self._beta + grown * (1 - self._beta))
         return (weights / weights.max()).astype(np.float32)
 
     def update(self, k: int, windows: np.ndarray, priorities: np.ndarray) -> None:

@@ -36,8 +36,9 @@ class WindowSampler:
             the number of the pass decide; the share around events is drawn besides.
         weights: of games, recent and successful episodes, as `EpisodeWeights` has them.
         games: (n,) number of the game that each of `episodes` is of; by default all are of one.
-        priority: `alpha`, `beta` and `block` of `Priorities`, which are off where `alpha` is None. Only with beta 0
-            there may be a share around events as well, since importance weights know nothing of it.
+        priority: `alpha`, `beta`, `beta_batches` and `block` of `Priorities`, which are off where `alpha` is None. Only
+            with a beta that stays 0 there may be a share around events as well, of which importance weights know
+            nothing.
         lag: of `Priorities`.
         right_padding: how many steps behind its episode a window may end, below `length`.
         event_rows: only the last so many rows of a window hold the event that it is drawn around, where those before
@@ -81,10 +82,10 @@ class WindowSampler:
         event_rows = length if event_rows is None else min(event_rows, length)
         if event_rows < 1:
             raise UserError(f"event_rows={event_rows} does not fit: at least 1, or null for the whole window")
-        priority = {"alpha": None, "beta": None, "block": BLOCK, **(priority or {})}
+        priority = {"alpha": None, "beta": None, "beta_batches": None, "block": BLOCK, **(priority or {})}
         prioritised = priority["alpha"] is not None
         alike = checked(weights or {}) == ALIKE
-        weighed_events = event_share and priority["beta"]
+        weighed_events = event_share and (priority["beta"] or priority["beta_batches"])
         if (prioritised and (weighed_events or not replacement)) or not (alike or (replacement and not prioritised)):
             raise UserError(
                 "data.priority and data.replacement=false each decide alone what is drawn: with either there are no "
@@ -111,8 +112,7 @@ class WindowSampler:
         self._seed, self._rank, self._world, self._walks = seed % 2**64, rank, world, not replacement
         self.priorities: Priorities | None = None
         if prioritised:
-            alpha, beta, block = (priority[name] for name in ("alpha", "beta", "block"))
-            self.priorities = Priorities(self._windows.size, alpha, beta, lag, block)
+            self.priorities = Priorities(self._windows.size, lag=lag, **priority)
 
     def __call__(self, k: int) -> np.ndarray:
         """Windows of batch `k`: (B, 2) int64, episode and first step."""

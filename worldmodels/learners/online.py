@@ -5,6 +5,7 @@ are old ones that are searched again and 1 - f fresh ones, with what the search 
 optimizer steps with B windows each so plays (1 - f) B S new steps.
 """
 
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from worldmodels.data.targets import check_fraction
 from worldmodels.data.transforms import Transform
 from worldmodels.evaluation.protocols import check_actions, make_rules
 from worldmodels.evaluation.scores import game_facts
+from worldmodels.learners.acting import DRAWING
 from worldmodels.learners.fit import fit
 from worldmodels.learners.playing import Play, play_card
 from worldmodels.learners.run_folder import clear
@@ -43,6 +45,7 @@ class Plan:
         fraction: the reanalyse fraction.
         logs: uuids of the stores of existing play that there are to begin with.
         slots: games side by side.
+        temperatures: of the action that is played, by the optimizer step from which on it holds; None: the search's.
         seed: of play.
         game: digest of its card.
     """
@@ -53,6 +56,7 @@ class Plan:
     fraction: float
     logs: list[str]
     slots: int
+    temperatures: dict[str, float] | None
     seed: int
     game: str
 
@@ -159,7 +163,7 @@ def _ready(settings: dict[str, Any], logs: list[str], card: Mapping[str, Any] | 
     game = card_digest({k: v for k, v in own.items() if k not in ("versions", "policy")})
     plan = Plan(
         trainer["max_steps"], settings["round_steps"], windows, data["fraction"], uuids,
-        settings["slots"], settings["seed"], game,
+        settings["slots"], _temperatures(settings.get("temperatures"), learner["search"]), settings["seed"], game,
     )  # fmt: skip
     if not logs and not plan.play(0):
         raise UserError(
@@ -167,7 +171,29 @@ def _ready(settings: dict[str, Any], logs: list[str], card: Mapping[str, Any] | 
             "from; give one, or a smaller fraction"
         )
     device = hardware.accelerator(trainer["accelerator"])
-    return Play(out, own, rules, learner["search"], settings["slots"], device), plan
+    return Play(out, own, rules, learner["search"], settings["slots"], device, plan.temperatures), plan
+
+
+def _temperatures(given: Any, search: Mapping[str, Any]) -> dict[str, float] | None:
+    """The temperatures by steps in order, the steps as JSON has them.
+
+    Raises:
+        UserError: they are no temperatures by steps from 0 on, or the search has none.
+    """
+    if given is None:
+        return None
+    if not search["_target_"].endswith(DRAWING):
+        raise UserError(
+            f"temperatures={given} are of no use to {search['_target_']}, which draws no action by a temperature; give "
+            "temperatures=null, or planner@learner.search=puct learner.row_noise=false"
+        )
+    fine = isinstance(given, Mapping) and all(type(k) is int and k >= 0 for k in given) and 0 in given
+    if not fine or not all(isinstance(v, int | float) and 0 <= v < math.inf for v in given.values()):
+        raise UserError(
+            f"temperatures={given} must have a number of at least 0 for each of some optimizer steps, the first "
+            "of them 0, e.g. {0: 1.0, 500: 0.5}"
+        )
+    return {str(step): float(given[step]) for step in sorted(given)}
 
 
 def _agree(out: Path, plan: Plan) -> None:

@@ -67,11 +67,23 @@ class Play:
         search: settings of the search, as conf/planner has them.
         slots: games side by side.
         device: where the network is.
+        temperatures: of the action that is played, by the optimizer step from which on it holds, in order; None leaves
+            it to the search.
     """
 
-    def __init__(self, out: Path, card: Card, rules: Rules, search: Mapping[str, Any], slots: int, device: str) -> None:
+    def __init__(
+        self,
+        out: Path,
+        card: Card,
+        rules: Rules,
+        search: Mapping[str, Any],
+        slots: int,
+        device: str,
+        temperatures: Mapping[str, float] | None = None,
+    ) -> None:
         self.path, self.parts, self.checkpoint = out / "play", out / "searched", out / "last.ckpt"
         self.card, self.rules, self.search, self.slots, self.device = card, rules, dict(search), slots, device
+        self.temperatures = temperatures or {}
 
     def go_on(self, number: int, steps: int, told: str) -> None:
         """Play round `number` until the store holds `steps` steps, or what is left of it.
@@ -115,9 +127,12 @@ class Play:
         if not self.checkpoint.exists():
             return RandomPolicy(self.card["action_set"]), None, {"round": number, "behaviour": "random"}
         model, given = load_muzero(self.checkpoint)
-        policy = as_policy(model.to(self.device), self.search, noise=True)
+        by, now = dict(self.search), given["global_step"]
+        for step, temperature in self.temperatures.items():
+            by |= {"temperature": temperature} if int(step) <= now else {}
+        policy = as_policy(model.to(self.device), by, noise=True)
         search = Remembering(policy.search)
-        about = {"round": number, "behaviour": "search", "search": self.search, "step": given["global_step"]}
+        about = {"round": number, "behaviour": "search", "search": by, "step": now}
         return replace(policy, search=search), search, about
 
     def _keep(self, first: int, games: list[Recorded], step: int) -> None:
