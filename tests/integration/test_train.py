@@ -112,6 +112,12 @@ def test_plan(in_process: RUN, tmp_path: Path) -> None:
     assert "parameters" in out
 
 
+def test_plan_of_a_symmetry_of_the_game(in_process: RUN, tmp_path: Path) -> None:
+    asked = "plan", "experiment=pong_tiny", "model.turned=game", f"out={tmp_path}"
+    code, _, err = in_process(*asked, "store=null")
+    assert (code, err) == (2, "worldmodels: what model.turned=game means depends on the log: give store=...\n")
+
+
 def test_doctor(in_process: RUN, tmp_path: Path) -> None:
     code, out, _ = in_process("doctor", f"out={tmp_path}")
     assert code == 0

@@ -341,6 +341,12 @@ def test_settings_out_of_range_are_refused_in_a_sentence(search, settings: dict,
         search(toy.step, toy.root(4), **{"num_simulations": 9} | settings)
 
 
+def test_a_policy_of_negative_temperature_is_refused() -> None:
+    toy = Toy(3)
+    with pytest.raises(UserError, match="temperature=-0.5 must be 0 or more"):
+        prior_search(toy.step, toy.root(4), temperature=-0.5)
+
+
 def test_roots_whose_shapes_do_not_agree_are_refused() -> None:
     toy = Toy(3)
     root = toy.root(4)

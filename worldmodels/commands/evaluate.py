@@ -20,7 +20,7 @@ def main(cfg: DictConfig) -> None:
     from worldmodels.evaluation.pictures import montage, write_mp4
     from worldmodels.evaluation.play import open_games, play
     from worldmodels.evaluation.scoreboard import figures_of, game_table
-    from worldmodels.evaluation.scores import append_line, check_agent, read_lines
+    from worldmodels.evaluation.scores import append_line, check_agent, entrant, read_lines
     from worldmodels.hardware import accelerator
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is finished stays
@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> None:
             append_line(path, lines[game.episode])
             bar.update(task, completed=len(lines))
     figures = figures_of(entry.game, [lines[k] for k in sorted(lines)])
-    print(game_table(entry.agent, entry.game, entry.rules, figures, cfg.compare))
+    print(game_table(entrant(told), entry.game, entry.rules, figures, cfg.compare))
     timing = {"seconds": round(time.monotonic() - began, 1)}
     write_metrics(out, {**told, **figures, **timing, "rules": entry.rules.told(), "settings": settings})
 

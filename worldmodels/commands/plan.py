@@ -73,12 +73,21 @@ def estimate(settings: dict[str, Any], repeats: int = 3) -> dict[str, Any]:
 
 
 def _world_model(settings: dict[str, Any], device: str, precision: str, repeats: int) -> tuple[Any, float, float]:
-    """The model, seconds a step and seconds a validation, on made-up play."""
+    """The model, seconds a step and seconds a validation, on made-up play.
+
+    Raises:
+        UserError: a symmetry that is that of the log's game, without a log.
+    """
     import torch
 
-    from worldmodels.learners.building import told_games
+    from worldmodels.learners.building import SYMMETRIES, told_games, told_symmetries
+    from worldmodels.types import UserError
 
     known = told_games(settings["model"], {"any": range(len(ACTIONS))})
+    if asked := [name for name in SYMMETRIES if known.get(name) == "game"]:
+        if settings["store"] is None:
+            raise UserError(f"what model.{asked[0]}=game means depends on the log: give store=...")
+        known = told_symmetries(known, build(settings["data"]).store)
     data, model = settings["data"], build(known).to(device)
     shape = (settings["model"]["image_channels"], *[settings["model"]["image_size"]] * 2)
     optimizer = torch.optim.AdamW(model.parameters())

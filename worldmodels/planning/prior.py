@@ -5,7 +5,7 @@ from torch import Tensor
 
 from worldmodels.planning.gumbel import gumbel_noise
 from worldmodels.planning.tree import Root, SearchResult, Tree, best_of, check, legal_logits
-from worldmodels.types import Recurrent
+from worldmodels.types import Recurrent, UserError
 
 
 @torch.no_grad()
@@ -31,8 +31,10 @@ def prior_search(
         ties: (B, A) draws that decide between equally good actions; None: the first of them is taken.
 
     Raises:
-        UserError: shapes do not agree, a root has no legal action, or holds NaN.
+        UserError: shapes do not agree, a root has no legal action, or holds NaN, or the temperature is below 0.
     """
+    if not temperature >= 0:
+        raise UserError(f"temperature={temperature} must be 0 or more")
     check(root, 1, None, ties, invalid=invalid)
     logits = legal_logits(root.prior_logits, invalid)
     if noise is None and generator is not None:
