@@ -130,6 +130,15 @@ def test_the_fraction_is_the_share_of_windows_that_is_searched(store: Store, mod
     assert torch.equal(again.side[SOURCE], segment.side[SOURCE])
 
 
+@pytest.mark.parametrize(("search_from", "searched"), [(3, True), (4, False)])
+def test_searches_begin_with_a_batch(store: Store, model: MuZero, search_from: int, searched: bool) -> None:
+    data = ReanalyseDataModule(str(store.path), search_from=search_from, **WINDOWS)
+    made = data.targeted(batch(data), learner(model))  # batch 3
+    assert (made.side[SOURCE] == FRESH).any() == searched
+    if not searched:
+        assert (made.side[SOURCE][made.side[VALUE_KNOWN]] == LOGGED).all()
+
+
 def test_a_small_fraction_is_not_none(store: Store, model: MuZero) -> None:
     data = ReanalyseDataModule(str(store.path), fraction=0.1, **WINDOWS)
     data.left_padding = 0  # nowhere is a window all padding
@@ -347,6 +356,8 @@ def test_mistakes(store: Store, model: MuZero, tmp_path: Path) -> None:
     for fraction in (-0.1, 1.5, "half"):
         with pytest.raises(UserError, match="from 0"):
             ReanalyseDataModule(path, fraction=fraction)  # pyrefly: ignore
+    with pytest.raises(UserError, match="data.search_from=-1 must be"):
+        ReanalyseDataModule(path, search_from=-1)
     with pytest.raises(UserError, match="no side column"):
         ReanalyseDataModule(path, version="nowhere")
     with pytest.raises(UserError, match="no side column.*/7"):

@@ -109,10 +109,13 @@ class ReanalyseDataModule(StoreDataModule):
         fraction: the reanalyse fraction, 0 to 1.
         version: of the side columns; "newest" for the one that is newest now, or null for none. Of several stores a
             list, one for each; what is replayed has none.
+        search_from: batch from which on windows are searched again. Before it all have stored or logged targets, so
+            that the first searches are by a network that knows something.
         settings: as of `StoreDataModule`.
 
     Raises:
-        UserError: a fraction outside 0..1, a version that is not there, or one of another store or model.
+        UserError: a fraction outside 0..1, a `search_from` below 0, a version that is not there, or one of another
+            store or model.
     """
 
     def __init__(
@@ -120,12 +123,15 @@ class ReanalyseDataModule(StoreDataModule):
         store: str | Sequence[str],
         fraction: float = 1.0,
         version: str | int | Sequence[str | int | None] | None = None,
+        search_from: int = 0,
         **settings: Any,
     ) -> None:
         check_fraction(fraction)
+        if type(search_from) is not int or search_from < 0:
+            raise UserError(f"data.search_from={search_from} must be a whole number of batches of at least 0")
         super().__init__(store, **settings)
         self.keep_starts = True
-        self.fraction = fraction
+        self.fraction, self.search_from = fraction, search_from
         stores, learned = (s.stores if isinstance(s, Mixture) else [s] for s in (self.store, self.learned))
         versions = [version] * len(stores) if version is None or isinstance(version, str | int) else list(version)
         if len(versions) != len(stores):
@@ -203,6 +209,8 @@ class ReanalyseDataModule(StoreDataModule):
 
     def _searched(self, size: int, k: int) -> int:
         """How many windows of batch `k` are searched again."""
+        if k < self.search_from:
+            return 0
         return share_before(self.fraction, size, k + 1) - share_before(self.fraction, size, k)
 
     def _order(self, size: int, rank: int, k: int) -> np.ndarray:
@@ -240,4 +248,5 @@ class ReanalyseDataModule(StoreDataModule):
         return np.concatenate(ranges)
 
     def _origin(self) -> dict[str, Any]:
-        return super()._origin() | {"fraction": self.fraction, "version": self.version}
+        later = {"search_from": self.search_from} if self.search_from else {}
+        return super()._origin() | {"fraction": self.fraction, "version": self.version} | later
