@@ -11,6 +11,7 @@ import torch
 import zarr
 
 from tests.unit.stores import SEGMENTS, assert_holds, assert_same, card, episode, filled
+from worldmodels.data import episodes as episodes_module
 from worldmodels.data import store as store_module
 from worldmodels.data.store import Store
 from worldmodels.types import Segment, UserError
@@ -134,7 +135,7 @@ def test_no_such_episode(tmp_path):
 
 
 def test_more_segments_than_may_be_open_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "_reader", lru_cache(2)(store_module._reader.__wrapped__))
+    monkeypatch.setattr(episodes_module, "_reader", lru_cache(2)(episodes_module._reader.__wrapped__))
     store, episodes = filled(tmp_path / "s", count=20, seal_at=range(20), length=5)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):

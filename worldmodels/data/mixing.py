@@ -124,7 +124,7 @@ class Mixture:
 def _place(part: Segment, rows: np.ndarray, count: int, columns: dict[str, np.ndarray]) -> None:
     """Put a part of a batch of `count` windows in its `rows` of the columns of the whole."""
     for name, tensor in ({name: getattr(part, name) for name in _FIELDS} | part.side).items():
-        values = tensor.numpy()  # copied by numpy, for the reason told in Store._read
+        values = tensor.numpy()  # copied by numpy, for the reason told in Episodes._read
         if name not in columns:
             columns[name] = np.empty((count, *values.shape[1:]), values.dtype)
         columns[name][rows] = values

@@ -15,7 +15,11 @@ SYMMETRIES = ("symmetry", "turned")
 
 
 def check_learner(settings: Mapping[str, Any]) -> None:
-    """Refuse settings of what learners share for those of one."""
+    """Refuse settings of what learners share for those of one.
+
+    Raises:
+        UserError: no learner was chosen.
+    """
     if "_target_" not in settings["learner"]:
         raise UserError(
             "learner=policy is what the learners of policies share, muzero_base what those with a search do; choose "
@@ -24,7 +28,15 @@ def check_learner(settings: Mapping[str, Any]) -> None:
 
 
 def build_learner(settings: Mapping[str, Any], data: Any) -> Any:
-    """The learner, with what is for the data to give: a policy may take the actions that are in its log."""
+    """The learner, with what is for the data to give: a policy may take the actions that are in its log.
+
+    Args:
+        settings: of a run, as `fit` takes them.
+        data: the data module, with its `store` and `card`.
+
+    Raises:
+        UserError: settings that do not fit the store.
+    """
     found: dict[str, Any] = {}
     if settings["learner"].get("actions", ()) is None:
         logged = logged_actions(data.store)
@@ -38,6 +50,9 @@ def told_games(model: Mapping[str, Any], actions: Mapping[str, Any] | None) -> d
     """The settings of a model with the `actions` of each game, where it is to know games and was not told them.
 
     They are kept with it, for what is called by which name must not change with the stores at hand.
+
+    Raises:
+        UserError: `games` is neither null nor has settings.
     """
     games = model.get("games")
     if games is not None and not isinstance(games, Mapping):
@@ -78,7 +93,11 @@ def legal_actions(store: Any) -> dict[str, list[int]]:
 
 
 def check_frames(model: Any, card: Mapping[str, Any]) -> None:
-    """Refuse frames of another size or colour now, and not with the first batch."""
+    """Refuse frames of another size or colour now, and not with the first batch.
+
+    Raises:
+        UserError: those of the card are no `image_size` by `image_size` of `image_channels`, where a model has these.
+    """
     obs = card["obs"]
     for name, wanted in (("image_size", {obs["height"], obs["width"]}), ("image_channels", {obs["channels"]})):
         if (size := getattr(model, name, None)) is not None and wanted != {size}:

@@ -32,17 +32,17 @@ def refuse_another(out: Path, model: Mapping[str, Any], settings: Mapping[str, A
     asked = settings["model"]
     same_model(out, model, asked | {name: model.get(name) for name in SYMMETRIES if asked.get(name) == "game"})
     asked = settings["learner"].get("_target_")
-    if (begun := begun_with(out, "learner._target_")) not in (None, asked):
+    if (begun := _begun_with(out, "learner._target_")) not in (None, asked):
         raise UserError(
             f"{out} holds a run of {begun} and not of {asked}; give another out=DIR, or resume=never to begin again"
         )
-    was = _trained(begun_with(out, "learner.adapt"), begun_with(out, "data.budget"))
+    was = _trained(_begun_with(out, "learner.adapt"), _begun_with(out, "data.budget"))
     now = _trained(settings["learner"].get("adapt"), settings["data"].get("budget"))
     if was != now:
         raise UserError(
             f"{out} holds a run with {was} and not with {now}; give another out=DIR, or resume=never to begin again"
         )
-    source = begun_with(out, "checkpoint_sha256")
+    source = _begun_with(out, "checkpoint_sha256")
     if weighed and source not in (None, settings.get("checkpoint_sha256")):
         raise UserError(
             f"{out} holds a run that began with other weights than checkpoint={settings['checkpoint']} has now; "
@@ -51,7 +51,11 @@ def refuse_another(out: Path, model: Mapping[str, Any], settings: Mapping[str, A
 
 
 def same_model(out: Path, begun: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run of another model."""
+    """Refuse to go on with a run of another model.
+
+    Raises:
+        UserError: the settings of the model that it has trained differ from those that are asked for.
+    """
     before = {"games": None, "symmetry": "none", "turned": "none"}  # which checkpoints of earlier versions lack
     if {**before, **begun} != {**before, **asked}:
         raise UserError(f"{out} holds a run of another model; give another out=DIR, or resume=never to begin again")
@@ -64,7 +68,7 @@ def _trained(adapt: Any, budget: int | None) -> str:
     return f"method={method}{rank}" + (f", budget={budget}" if budget is not None else "")
 
 
-def begun_with(out: Path, setting: str) -> Any:
+def _begun_with(out: Path, setting: str) -> Any:
     """What the run in `out` was begun with, None where it is not told."""
     config = out / "config.yaml"
     return OmegaConf.select(OmegaConf.load(config), setting) if config.exists() else None

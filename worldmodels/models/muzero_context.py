@@ -18,6 +18,15 @@ def contexts(model: Any, segment: Segment, rows: Sequence[int]) -> tuple[Tensor,
 
     The frame of row T is the one after the last action. Frames before the window count as before the episode.
 
+    Args:
+        model: the `MuZero` that is shown them.
+        segment: windows (B, T) with frames uint8.
+        rows: R numbers from 0 to T.
+
+    Returns:
+        Frames (B * R, F, C, H, W) uint8; actions between them (B * R, F-1) int64, places in the model's; which frames
+        are of the episode, (B * R, F) bool; and the game (B * R,) int64, its row in the vocabulary, or 0.
+
     Raises:
         UserError: frames of another size, colour or type than the model's.
     """
@@ -46,7 +55,16 @@ def contexts(model: Any, segment: Segment, rows: Sequence[int]) -> tuple[Tensor,
 
 
 def changed(model: Any, frames: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Frames (N, F, C, H, W) uint8 as pixels: in training shifted and of other brightness, each in its own way."""
+    """Frames (N, F, C, H, W) uint8 as pixels: in training shifted and of other brightness, each in its own way.
+
+    Args:
+        model: the `MuZero`, with the greatest `shift` in pixels and the deviation `intensity` of the brightness.
+        frames: of N contexts.
+        generator: of the draws.
+
+    Returns:
+        (N, F, C, H, W) float, as `MuZero.pixels` gives them.
+    """
     rows, device = len(frames), frames.device
     if model.shift and model.training:
         moves = torch.randint(-model.shift, model.shift + 1, (2, rows, 1), generator=generator, device=device)
