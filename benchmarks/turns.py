@@ -114,12 +114,12 @@ def ours(experiment: str, store: Path, out: Path, budget: float, *settings: str)
 
     plan = out / "plan.json"
     if not plan.exists():
-        probe = out.with_name(f"{out.name}-probe")
+        probe, turn = out.with_name(f"{out.name}-probe"), min(PROBE, budget / 2)
         remove(probe)
-        one_turn(training(probe, 10**6), min(PROBE, budget / 2))
+        one_turn(training(probe, 10**6), turn)
         cost = _spent(probe, 10**6)
         if not cost.steps:
-            raise RuntimeError(f"no step was done in {PROBE} s of CPU time; {probe / 'log.txt'} may say why")
+            raise RuntimeError(f"no step was done in {turn} s of CPU time; {probe / 'log.txt'} may say why")
         out.mkdir(parents=True, exist_ok=True)
         write_json(plan, {"budget": budget, "steps": max(1, int(MARGIN * budget * cost.steps / cost.cpu))})
         remove(probe)
