@@ -48,3 +48,17 @@ def test_settings():
     assert catch_card(0)["game"] == "catch"
     with pytest.raises(UserError, match="multiple of cells=5"):
         list(catch_play(1, 0, size=12))
+
+
+def test_contrary_play_leaves_the_ball():
+    worst = [e.reward.sum() for e in catch_play(800, 0, contrary=1.0)]
+    assert set(worst) == {-1.0}
+    mixed = catch_card(0, skill=0.3, contrary=0.4)["policy"]
+    assert mixed["contrary"] == 0.4
+    assert mixed["random"] == pytest.approx(0.3)
+    assert "contrary" not in catch_card(0, skill=0.3)["policy"]
+    for shares in ({"skill": 0.7, "contrary": 0.4}, {"contrary": -0.1}):
+        with pytest.raises(UserError, match="at most 1 together"):
+            catch_card(0, **shares)
+        with pytest.raises(UserError, match="at most 1 together"):
+            next(catch_play(1, 0, **shares))
