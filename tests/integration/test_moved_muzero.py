@@ -196,6 +196,7 @@ def test_mistakes_end_in_one_sentence(refused: Callable[..., str], places: Path,
             "learner.best=luck is unknown; choose one of newest, held",
         ),
         ("told/best.ckpt", "freeway", ["method=all"], "method=all is unknown"),
+        ("flipped/best.ckpt", "freeway", ["method=lora"], "give method=full, heads or bias"),
     ):
         err = refused(*move(places, base, game, tmp_path / "out", *more))
         assert part in err and "model.reward.low=" not in err, err

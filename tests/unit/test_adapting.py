@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.conftest import ROOT, write_catch
+from tests.unit.test_muzero import muzero
 from worldmodels.commands._moving import _greatest_reward
 from worldmodels.config import build, plain, sized
 from worldmodels.data.datamodule import StoreDataModule
@@ -24,7 +25,7 @@ from worldmodels.learners.world_model import WorldModelLearner
 from worldmodels.models.denoiser import to_float
 from worldmodels.models.growing import regrown
 from worldmodels.models.reward import RewardModel
-from worldmodels.nn.unet import AdaGroupNorm
+from worldmodels.nn.unet import AdaGroupNorm, SelfAttention
 from worldmodels.portable.adapter import merged, weights_digest
 from worldmodels.types import Segment, UserError
 
@@ -88,10 +89,11 @@ def test_a_step_changes_what_the_method_trains(method: str, batch: Segment) -> N
     assert {n for n, p in learner.model.named_parameters() if p.requires_grad} == changed
 
 
-def test_merging_gives_what_the_adapter_gives(batch: Segment) -> None:
+@pytest.mark.parametrize("backbone", ["dilated", "unet"])
+def test_merging_gives_what_the_adapter_gives(batch: Segment, backbone: str) -> None:
     pytest.importorskip("peft")
     torch.manual_seed(1)
-    model, plain_model = build(settings()), build(settings())
+    model, plain_model = build(settings(backbone)), build(settings(backbone))
     restrict(model, given := checked({"method": "lora", "rank": 3, "alpha": 5.0}))
     for name, parameter in model.named_parameters():
         if ".lora_B" in name or "conv_out" in name:
@@ -100,8 +102,12 @@ def test_merging_gives_what_the_adapter_gives(batch: Segment) -> None:
     wrapped = [module for module in model.modules() if hasattr(module, "lora_A")]
     kinds = {type(module.base_layer) for module in wrapped}
     assert kinds == {torch.nn.Conv2d, torch.nn.Linear}
-    assert any(module.base_layer.dilation == (2, 2) for module in wrapped if hasattr(module.base_layer, "dilation"))
-    assert isinstance(model.denoiser.network.unet.blocks[0].norm1, AdaGroupNorm)
+    if backbone == "dilated":
+        assert any(module.base_layer.dilation == (2, 2) for module in wrapped if hasattr(module.base_layer, "dilation"))
+        assert isinstance(model.denoiser.network.unet.blocks[0].norm1, AdaGroupNorm)
+    else:
+        attending = [module for module in model.denoiser.modules() if isinstance(module, SelfAttention)]
+        assert attending and all(hasattr(m.qkv, "lora_A") and hasattr(m.out, "lora_A") for m in attending)
 
     def outputs(model: Any) -> list[torch.Tensor]:
         images, draw = to_float(batch.obs), torch.Generator().manual_seed(0)
@@ -121,6 +127,25 @@ def test_merging_gives_what_the_adapter_gives(batch: Segment) -> None:
     own = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items()}
     for name, value in plain_model.state_dict().items():
         torch.testing.assert_close(value, own[name], atol=1e-6, rtol=0)
+
+
+def test_low_rank_changes_leave_no_layer_of_a_symmetry_out() -> None:
+    """Those of group convolutions are refused; a denoiser that is averaged over a group has plain ones."""
+    given = checked({"method": "lora", "rank": 2})
+    for method in METHODS:
+        model = muzero("model.symmetry=flip_lr", actions=[0, 3, 4])
+        if method == "lora":
+            with pytest.raises(UserError, match="method=lora changes .*; give method=full, heads or bias"):
+                restrict(model, given)
+            assert all(parameter.requires_grad for parameter in model.parameters())
+        else:
+            restrict(model, checked({"method": method}))
+    pytest.importorskip("peft")
+    wrapped = []
+    for symmetry in ("none", "flip_lr"):
+        restrict(model := build(settings() | {"symmetry": symmetry}), given)
+        wrapped.append([name for name, module in model.named_modules() if hasattr(module, "lora_A")])
+    assert wrapped[0] == wrapped[1] and wrapped[0]
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from worldmodels.learners.base import Learner, decay_groups
 from worldmodels.models.reward import DOUBLINGS, doublings_for
+from worldmodels.nn.equivariant import Expanded
 from worldmodels.types import UserError
 
 METHODS = {
@@ -59,11 +60,16 @@ def restrict(model: Any, settings: Mapping[str, Any]) -> None:
         settings: of `checked`.
 
     Raises:
-        UserError: peft is not installed.
+        UserError: peft is not installed, or the model has layers that LoRA cannot change.
     """
     method = settings["method"]
     if method == "full":
         return
+    if method == "lora" and any(isinstance(module, Expanded) and len(module.index) > 1 for module in model.modules()):
+        raise UserError(
+            "method=lora changes convolutions and linear layers, and the layers of a symmetry that is built in are "
+            "neither, so that next to nothing would be trained; give method=full, heads or bias"
+        )
     model.requires_grad_(False)
     for module in model.modules():
         if isinstance(module, nn.GroupNorm):
