@@ -6,7 +6,7 @@ import torch
 
 from tests.unit.stores import episode, filled
 from worldmodels.data.card import make_card
-from worldmodels.data.mixing import Mixture, logged_actions, open_stores
+from worldmodels.data.mixing import Mixture, check_fits, logged_actions, open_stores
 from worldmodels.data.sampling import even_windows, shared_windows
 from worldmodels.data.store import Store
 from worldmodels.data.transforms import Transform
@@ -130,12 +130,12 @@ def test_sizes_and_colours_are_brought_together(tmp_path):
         (
             dict(side=12),
             (None, "rgb"),
-            "obs.height=12 but .*/a, which .*/b is to be mixed with, has 8: give data.transform.size=",
+            "obs.height=12 but .*/a, which .*/b is to be mixed with, has 8: give data.transform.size=8, to",
         ),
         (
             dict(channels=1, colour="ale_gray"),
             (8,),
-            "obs.channels=1 but .*/a, which .*/b is .* has 3: give data.transform.colour=",
+            "obs.channels=1 but .*/a, which .*/b is .* has 3: give data.transform.colour=rgb, to",
         ),
         (dict(frame_skip=3), (), "frame_skip=3 but .*/a, which .*/b .* has 4: no setting brings the two together"),
     ],
@@ -146,6 +146,32 @@ def test_what_does_not_fit_is_refused(tmp_path, kw, transform, match):
     with pytest.raises(UserError, match=match) as error:
         Mixture([tmp_path / "a", tmp_path / "b"], Transform(*transform))
     assert "\n" not in str(error.value)
+
+
+def test_what_a_refusal_asks_for_is_taken():
+    """Whatever the two are, the settings that are asked for in turn bring them together."""
+    native = {"height": 20, "width": 20, "channels": 3, "resize": "none"}
+    log = {"height": 84, "width": 84, "channels": 1, "colour": "ale_gray"}
+    rgb, small = (
+        {"height": 84, "width": 84, "channels": 3},
+        {"height": 32, "width": 32, "channels": 1, "colour": "cv2_gray"},
+    )
+    cards = [make_card("toy", "pong", obs) for obs in (native, log, rgb, small)]
+    for data in cards:
+        for model in cards:
+            given = {}
+            for _ in range(3):
+                try:
+                    check_fits(Transform(**given).card(data), model, "the checkpoint")
+                    break
+                except UserError as error:
+                    name, value = str(error).partition("give data.transform.")[2].partition(",")[0].split("=")
+                    given[name] = int(value) if name == "size" else value
+            else:
+                pytest.fail(f"{data['obs']} and {model['obs']} were not brought together by {given}")
+            check_fits(model, Transform(**given).card(data), "a model of these")
+            same = Transform(colour="gray" if model["obs"]["channels"] == 1 else "rgb").card(model)
+            check_fits(same, model, "the checkpoint")
 
 
 def test_which_stores(paths, tmp_path):

@@ -63,7 +63,10 @@ def test_segments_and_cards(tmp_path):
     for name in ("action", "reward", "mask", "next_mask", "terminated", "truncated", "side"):
         assert getattr(changed, name) is getattr(segment, name)
     obs = Transform(4, "gray").card(store.card)["obs"]
-    assert obs == {**store.card["obs"], "height": 4, "width": 4, "resize": "area", "channels": 1, "colour": "cv2_gray"}
+    assert obs == {**store.card["obs"], "height": 4, "width": 4, "resize": "area", "resized_when_read": True,
+                   "channels": 1, "colour": "cv2_gray"}  # fmt: skip
+    grey = card(1) | {"obs": card(1)["obs"] | {"colour": "ale_gray"}}
+    assert Transform(colour="gray").card(grey) == grey, "what is grey keeps its own name"
 
 
 @pytest.mark.parametrize("settings", [(0,), (64.0,), (10**6,), (True,), (None, "grey")])

@@ -10,14 +10,10 @@ import torch
 
 from worldmodels.data.card import Card, check_compatible
 from worldmodels.data.store import Store
-from worldmodels.data.transforms import Transform
+from worldmodels.data.transforms import COLOURS, Transform
 from worldmodels.types import Segment, UserError
 
 _FIELDS = [f.name for f in fields(Segment) if f.name != "side"]
-_MENDS = (  # fields that a setting brings together, and the setting
-    (("height", "width"), "give data.transform.size=PIXELS, to which all frames are then resized"),
-    (("channels", "colour"), "give data.transform.colour=gray, or rgb, to which all frames are then converted"),
-)
 
 
 def open_stores(paths: str | Path | Sequence[str | Path], transform: Transform) -> "Store | Mixture":
@@ -144,8 +140,14 @@ def check_fits(data: Card, other: Card, what: str, same_game: bool = True, mend:
     Raises:
         UserError: data of a meaning or a game that `other` does not have.
     """
-    for names, setting in _MENDS:
-        obs = other["obs"] | {name: data["obs"][name] for name in names}
-        check_compatible({**other, "obs": obs}, other, what, mend=setting)
+    wanted = other["obs"]
+    size = wanted["height"] if wanted["height"] == wanted["width"] else "PIXELS"
+    colour = next(name for name, (channels, _) in COLOURS.items() if channels == wanted["channels"])
+    for names, setting in (
+        (("height", "width"), f"size={size}, to which all frames are then resized"),
+        (("channels", "colour"), f"colour={colour}, to which all frames are then converted"),
+    ):
+        obs = wanted | {name: data["obs"][name] for name in names}
+        check_compatible({**other, "obs": obs}, other, what, mend=f"give data.transform.{setting}")
     for game in data.get("games", [data["game"]]):
         check_compatible({**data, "game": game}, other, what, same_game, mend)

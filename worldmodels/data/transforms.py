@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from worldmodels.data.card import Card
+from worldmodels.data.card import GREYS, Card
 from worldmodels.types import Segment, UserError
 
 COLOURS = {"rgb": (3, "rgb"), "gray": (1, "cv2_gray")}
-"""Setting to (channels, name in the card). ALE's own grey levels are cv2's luma of its colours (ale-py 0.12.1)."""
+"""Setting to (channels, name in the card)."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Transform:
         """The dataset card of transformed frames."""
         obs = dict(card["obs"])
         if self.size is not None and (obs["height"], obs["width"]) != (self.size, self.size):
-            obs |= {"height": self.size, "width": self.size, "resize": "area"}
-        if self.colour is not None:
+            obs |= {"height": self.size, "width": self.size, "resize": "area", "resized_when_read": True}
+        if self.colour == "rgb" or (self.colour == "gray" and obs["colour"] not in GREYS):
             obs |= dict(zip(("channels", "colour"), COLOURS[self.colour], strict=True))
         return {**card, "obs": obs}
 
