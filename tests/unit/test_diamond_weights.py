@@ -107,6 +107,8 @@ FAULTS = {
     r"Unexpected key\(s\).*upsampler": _changed(lambda w: w | {"upsampler.weight": torch.zeros(2)}),
     "size mismatch": _changed(lambda w: w | {CONV: w[CONV][:, :-1]}),
     "other shapes": _changed(lambda w: w | {"rew_end_model.lstm.weight_ih_l0": torch.zeros(3)}),
+    r"other shapes \(len": _changed(lambda w: w | {"actor_critic.actor_linear.bias": torch.tensor(1.0)}),
+    r"other shapes \(.*zero": _changed(lambda w: w | {EMBEDDING: torch.zeros(4, 0)}),
 }
 
 

@@ -120,7 +120,7 @@ def convert(path: str | Path, game: str | None = None) -> dict[str, tuple[About,
         raise _foreign(path, f"it lacks {error}") from error
     except UserError:
         raise
-    except (IndexError, ValueError, RuntimeError) as error:
+    except (IndexError, ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
         raise _foreign(path, f"its weights have other shapes ({error})") from error
     size = world["image_size"]
     card = make_card(
