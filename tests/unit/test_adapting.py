@@ -292,7 +292,31 @@ def test_new_rewards_are_those_of_the_budget(long: Path, tmp_path: Path) -> None
         want = max(10 * int(split["lengths"][i]) + 1000 * int(i) for i in used)
         assert _greatest_reward(cfg, store, budget) == want
     assert _greatest_reward(cfg, store, 50) < _greatest_reward(cfg, store, None)
+    assert _greatest_reward(cfg, Store.open(long), None, [store]) == _greatest_reward(cfg, store, None)
     assert _greatest_reward(cfg, store, None) == 590 + 1000 * store.splits["train"].max()
+
+
+def test_rewards_beyond_the_bins_are_refused(long: Path, tmp_path: Path) -> None:
+    with Store.create(tmp_path / "s", Store.open(long).card) as store:
+        for i in range(len(Store.open(long).lengths)):
+            episode = Store.open(long).episode(i)
+            episode.reward[-1] = -20_000
+            store.append(episode)
+    place: dict[str, Any] = {"length": 8, "batch_size": 4}
+    learner = WorldModelLearner(settings(), horizons=(1,))
+    learner.prepare(StoreDataModule(str(long), **place), resumed=False)
+    for data in (StoreDataModule(str(tmp_path / "s"), **place),
+                 StoreDataModule(str(long), replay={"store": str(tmp_path / "s")}, **place)):  # fmt: skip
+        with pytest.raises(UserError, match=r"up to 20000, .* up to 16383: give \+model.reward_model.doublings=15$"):
+            learner.prepare(data, resumed=False)
+        wide = sized(MODEL | {"image_size": 60, "reward_model": {"doublings": 15}})
+        WorldModelLearner(wide, horizons=(1,)).prepare(data, resumed=False)
+    signs = settings()
+    signs["reward_model"]["rewards"] = "sign"
+    WorldModelLearner(signs, horizons=(1,)).prepare(StoreDataModule(str(tmp_path / "s"), **place), resumed=False)
+    # what a budget leaves out is not learned
+    few = StoreDataModule(str(tmp_path / "s"), budget=50, validation={"length": 8}, **place)
+    learner.prepare(few, resumed=False)
 
 
 def test_a_budget_is_of_each_game(catch_store: Path, tmp_path: Path) -> None:

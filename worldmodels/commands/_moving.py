@@ -1,5 +1,6 @@
 """What `finetune` and `adapt-report` share: one training that begins with another model's weights, or with none."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +76,7 @@ def begin_move(cfg: DictConfig, store: Any, budget: int | None) -> Move:
             command's figures.
     """
     from worldmodels.data.disk import read_json
-    from worldmodels.data.mixing import logged_actions, open_stores
+    from worldmodels.data.mixing import Mixture, logged_actions, open_stores
     from worldmodels.data.transforms import Transform
     from worldmodels.learners.adapting import fit_games, fit_rewards
     from worldmodels.learners.building import legal_actions
@@ -89,17 +90,18 @@ def begin_move(cfg: DictConfig, store: Any, budget: int | None) -> Move:
     if metrics.exists() and mine not in read_json(metrics):
         raise UserError(f"{metrics} holds the figures of another command, which stay; give another out=DIR")
     given, base = open_base(cfg, store)
-    greatest = _greatest_reward(cfg, store, budget)
+    asked = plain(cfg.store), plain(cfg.data.replay.store) or []
+    new, old = ([paths] if isinstance(paths, str) else paths for paths in asked)
+    learned = open_stores([*new, *old], Transform(**plain(cfg.data.transform)))
+    replayed = learned.stores[len(new) :] if isinstance(learned, Mixture) else []
+    greatest = _greatest_reward(cfg, store, budget, replayed)
     model = fit_rewards(given["model"], greatest)
     if model != given["model"]:
         print(f"rewards up to {greatest:g} are new to the model: it gets classes for them and keeps the old ones")
     known = (given["card"] or {}).get("action_set", range(len(ACTIONS)))
-    if (new := sorted(set(store.card["action_set"]) - set(known))) and cfg.method in ("heads", "bias"):
-        names = ", ".join(ACTIONS[action] for action in new)
+    if (added := sorted(set(store.card["action_set"]) - set(known))) and cfg.method in ("heads", "bias"):
+        names = ", ".join(ACTIONS[action] for action in added)
         print(f"{names} are new to the model, and method={cfg.method} does not train what it makes of them")
-    wanted = plain(cfg.store), plain(cfg.data.replay.store) or []
-    paths = [path for some in wanted for path in ([some] if isinstance(some, str) else some)]
-    learned = open_stores(paths, Transform(**plain(cfg.data.transform)))
     logged = logged_actions(learned)
     model = closed(model, logged, cfg.checkpoint)
     latent = "actions" in given
@@ -108,9 +110,13 @@ def begin_move(cfg: DictConfig, store: Any, budget: int | None) -> Move:
     return Move(cfg, settings_of(cfg, store), after["model"], learner, base, regrown(base, given, after))
 
 
-def _greatest_reward(cfg: DictConfig, store: Any, budget: int | None) -> float:
-    """The greatest absolute reward of the rows that may be used: those of the budget, or of the train split."""
+def _greatest_reward(cfg: DictConfig, store: Any, budget: int | None, replayed: Sequence[Any] = ()) -> float:
+    """The greatest absolute reward of the rows that may be used: those of the budget, or of the train split.
+
+    Of stores that are `replayed` all of the train split may be.
+    """
     from worldmodels.data.few_shot import few_shot
+    from worldmodels.data.scan import greatest_reward
 
     lengths = store.lengths
     if budget is None:
@@ -118,7 +124,5 @@ def _greatest_reward(cfg: DictConfig, store: Any, budget: int | None) -> float:
     else:
         split = few_shot(store, budget, cfg.data.validation_share, cfg.data.seed, cfg.data.validation.length)
         used, first = np.concatenate([split["train"], split["validation"]]), split["lengths"]
-    episode = np.repeat(np.arange(len(lengths)), lengths)
-    step = np.arange(len(episode)) - store.offsets[episode]
-    rows = np.isin(episode, used) & (step < first[episode])
-    return float(np.abs(store.column("reward")[rows]).max(initial=0.0))
+    whole = [(part, part.splits["train"], part.lengths) for part in replayed]
+    return max(greatest_reward(*part) for part in [(store, used, first), *whole])

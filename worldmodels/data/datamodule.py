@@ -20,7 +20,7 @@ from worldmodels.data.outcomes import Outcomes
 from worldmodels.data.priorities import BLOCK
 from worldmodels.data.relabel import future_goals
 from worldmodels.data.sampling import WindowSampler, shared_windows
-from worldmodels.data.scan import episode_returns
+from worldmodels.data.scan import episode_returns, greatest_reward
 from worldmodels.data.transforms import Transform
 from worldmodels.types import Segment, UserError
 
@@ -160,6 +160,14 @@ class StoreDataModule(LightningDataModule):
         What is replayed is among them: a model that goes on learning a game still knows it.
         """
         return self.learned.card
+
+    def greatest_reward(self) -> float:
+        """The greatest absolute reward that there is to learn, with what is replayed."""
+        lengths = self.store.lengths if self.lengths is None else self.lengths
+        found = greatest_reward(self.store, self._best(self._split("train")), lengths)
+        if self._replay is None:
+            return found
+        return max(found, greatest_reward(self._replay.store, self._replay.episodes, self._replay.store.lengths))
 
     def batches_drawn(self) -> int:
         """Training batches that the trainer has used so far, earlier runs of a resumed training included."""

@@ -102,10 +102,15 @@ class Replay:
         self.count = min(max(1, round(share * batch_size)), batch_size - 1)
         """Windows of a batch that are."""
 
+    @property
+    def episodes(self) -> np.ndarray:
+        """Numbers of those that windows are replayed from, (n,) int64."""
+        own = self.store.splits["train"]
+        return own[own >= self.first]
+
     def sampler(self, seed: int, **settings: Any) -> WindowSampler:
         """Draws the replayed windows; settings as of `WindowSampler`."""
-        own = self.store.splits["train"]
-        own = own[own >= self.first]
+        own = self.episodes
         further = {"weights": {"game": 0.0}, "games": self.store.games[own], "seed": seed + 1}
         return WindowSampler(self.store, own, self.count, **settings, **further)
 

@@ -1,4 +1,4 @@
-"""Looks through whole stores, one segment in memory at a time: where something happens, and what episodes returned."""
+"""Looks through whole stores, one segment in memory at a time: where something happens, and what episodes gave."""
 
 from collections.abc import Iterator
 
@@ -39,6 +39,18 @@ def episode_returns(store: Store | Mixture) -> np.ndarray:
         del returns[first + len(offsets) - 1 :]  # those added since we looked
         returns += [member.episode_info(i)["return"] for i in range(len(returns) - first, len(offsets) - 1)]
     return np.array(returns)
+
+
+def greatest_reward(store: Store | Mixture, episodes: np.ndarray, lengths: np.ndarray) -> float:
+    """The greatest absolute reward that some episodes have.
+
+    Args:
+        store: one store, or several in one.
+        episodes: (n,) int64, their numbers.
+        lengths: (E,) int64, of how many rows of each episode of the store, its first ones.
+    """
+    reward, offsets = np.abs(store.column("reward")), store.offsets
+    return max((float(reward[offsets[i] : offsets[i] + lengths[i]].max(initial=0)) for i in episodes), default=0.0)
 
 
 def _members(store: Store | Mixture) -> Iterator[tuple[Store, int, np.ndarray]]:

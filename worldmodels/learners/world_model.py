@@ -12,6 +12,7 @@ from worldmodels.imagination import LoggedActions, imagine
 from worldmodels.learners.adapting import Adaptable, checked
 from worldmodels.learners.base import Score
 from worldmodels.learners.means import over_games
+from worldmodels.models.reward import doublings_for
 from worldmodels.ops.groups import action_table
 from worldmodels.types import Segment, UserError
 
@@ -78,7 +79,7 @@ class WorldModelLearner(Adaptable):
             raise UserError(f"learner.lr gives no rate for {sorted(missing)}; the model has {sorted(names)}")
 
     def prepare(self, data: Any, resumed: bool) -> None:
-        """Refuse validation windows that are too short, and symmetries and games that the log's actions do not fit."""
+        """Refuse windows that are too short, rewards beyond the bins, and symmetries and games that do not fit."""
         horizons, length = self.hparams["horizons"], data.validation["length"]
         if length <= max(horizons):
             raise UserError(
@@ -96,6 +97,15 @@ class WorldModelLearner(Adaptable):
                 print(f"{game} is none of {', '.join(games.names)}, and learned as a game that the model does not know")
             logged = torch.tensor(actions, device=games.legal.device)
             games.refuse_illegal(torch.full_like(logged, games.row(game)), logged)
+        rewards = getattr(self.model, "reward_model", None)
+        if getattr(rewards, "rewards", None) != "two_hot":
+            return
+        greatest, most = data.greatest_reward(), rewards.bins.max().item()  # pyrefly: ignore
+        if greatest > most:  # it would be learned as the last bin
+            raise UserError(
+                f"the rewards in the log go up to {greatest:g}, and those that the model can tell up to {most:g}: give "
+                f"+model.reward_model.doublings={doublings_for(greatest)}"
+            )
 
     def training_step(self, segment: Segment, batch_idx: int) -> Tensor:
         """The model's own loss; its noise is a function of (seed, rank, batch number), so that resuming is exact."""

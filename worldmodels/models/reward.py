@@ -46,7 +46,7 @@ class RewardModel(nn.Module):
             thousands of equal inputs to the projection, and at high learning rates it saturates the LSTM within a few
             steps; a small scale keeps the scene readable without that.
         rewards: "sign" for three classes, -1, 0 and +1 (DIAMOND); "two_hot" for magnitudes, by 29 bins that are equally
-            spaced in symlog, 0, +-1, +-3, +-7 ... +-16383 (`ops.categorical`).
+            spaced in symlog, 0, +-1, +-3, +-7 ... +-16383 (`ops.categorical`), or more by `doublings`.
         life_loss: "end" counts the loss of a life as termination (DIAMOND); "apart" gives it an output of its own;
             "ignored" does neither.
         event_weight: how often a transition with a reward, a termination or a lost life counts in the loss of that
@@ -61,7 +61,8 @@ class RewardModel(nn.Module):
             log that keeps no last frames; "foreseen" leaves them out as well, but judges termination, everywhere,
             before the frame after the action is seen: from the memory of what came before it and the action. Shown a
             sign of its own where a last frame is unknown, a model would wait for that sign, and no dream gives it.
-        doublings: of "two_hot", whose bins reach 2^doublings - 1 on either side.
+        doublings: of "two_hot", whose bins reach 2^doublings - 1 on either side. Training refuses a log with rewards
+            beyond them, and fine-tuning adds bins (`learners.adapting.fit_rewards`).
         terminal_frame: "stale" shows the frame before a termination again in place of the one after it, as DIAMOND's
             play mostly did; "logged" shows what the log holds.
         games: rows of the vocabulary of games (`nn.games`), of which it is told beside the action; 0 for none.
