@@ -192,6 +192,49 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, places: Path, catch_store
     assert not (tmp_path / "report").exists()
 
 
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_is_not_judged_by_settings_that_it_was_not_trained_with(
+    ok: Callable[..., str], refused: Callable[..., str], places: Path, catch_store: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(places / "new", tmp_path / "moved")  # the same store, wherever it lies
+    line = ["finetune", f"checkpoint={places / 'base'}", f"store={places / 'new'}", f"out={tmp_path / 'a'}", *FOUR]
+    line += ["budget=60"]
+    ok(*line)
+    before = files(tmp_path / "a")
+    for change, was, now in (
+        ([f"store={catch_store}"], f"store={places / 'new'}", f"store={catch_store}"),
+        (["l2_start=0.5"], "l2_start=0.0", "l2_start=0.5"),
+        (["layer_decay=0.5", "seed=3"], "seed=0, layer_decay=1.0", "seed=3, layer_decay=0.5"),
+        (["lora.alpha=3.0"], "lora.alpha=16.0", "lora.alpha=3.0"),
+        ([f"replay.store={catch_store}"], "replay.store=None", f"replay.store={catch_store}"),
+        (["replay.share=0.5"], "replay.share=0.25", "replay.share=0.5"),
+        (["validation_share=0.5"], "validation_share=0.2", "validation_share=0.5"),
+        (["learner.lr.denoiser=0.5"], "learner.lr.denoiser=0.002", "learner.lr.denoiser=0.5"),
+    ):
+        told = refused(*line, *change)
+        assert f"holds a run with {was} and not with {now}; give another out=DIR, or resume=never" in told, told
+        assert files(tmp_path / "a") == before
+    assert "finished before" in ok(*line)
+    assert files(tmp_path / "a") == before
+    assert "finished before" in ok(*line, f"store={other}", "windows=3", "data.prefetch=3"), "judged otherwise"
+    # one that has not ended goes on with another rate, but not as another run
+    (tmp_path / "a" / "finetuned" / "metrics.json").unlink()
+    assert "l2_start=0.0 and not with l2_start=0.5;" in refused(*line, "l2_start=0.5")
+    assert "resuming from" in ok(*line, "learner.warmup=2")
+
+    report = ["adapt-report", *line[1:3], f"out={tmp_path / 'r'}", *SHORT, "budgets=[60]", "steps=2", "points=2"]
+    report += ["scratch_times=2"]
+    ok(*report)
+    before = files(tmp_path / "r")
+    told = refused(*report, "budgets=[40,60]", f"replay.store={catch_store}", "l2_start=1.0")
+    assert "60/finetuned holds a run with l2_start=0.0, replay.store=None and not with" in told
+    assert files(tmp_path / "r") == before, "nor is a run of another budget begun"
+    assert "Already done" in ok(*report)
+
+
 def test_a_run_of_another_method_is_refused(
     ok: Callable[..., str], in_process: RUN, places: Path, tmp_path: Path
 ) -> None:

@@ -52,13 +52,8 @@ class Move(NamedTuple):
         from worldmodels.learners.fit import fit
         from worldmodels.portable.adapter import write_adapter
 
-        scratch = name == "scratch"
-        # paths in it are relative to `out`
-        own = plain(OmegaConf.merge(self.cfg, {"out": str(out)}, SCRATCH if scratch else {}, changes or {}))
-        if (own["callbacks"].get("stop") or {}).get("patience") is None:
-            own["callbacks"]["stop"] = None
-        own["learner"] |= self.learner
-        done = fit({**self.settings, **own, "model": self.model}, out, None if scratch else self.start)
+        scratch, own = name == "scratch", self.asked(name, out, changes)
+        done = fit(own, out, None if scratch else self.start)
         if done and not scratch and (own["learner"].get("adapt") or SCRATCH).get("method", "full") != "full":
             best = read_tensors(out / "best.ckpt")
             numbers = write_adapter(out / "adapter", best, self.base, self.start, own["data"]["transform"])
@@ -66,6 +61,16 @@ class Move(NamedTuple):
                 f"{numbers:,} numbers in {out / 'adapter'}, which needs its base beside it; best.ckpt has both merged"
             )
         return done
+
+    def asked(self, name: str, out: Path, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The settings of such a run, as `fit` takes them; arguments as of `run`."""
+        scratch = name == "scratch"
+        # paths in it are relative to `out`
+        own = plain(OmegaConf.merge(self.cfg, {"out": str(out)}, SCRATCH if scratch else {}, changes or {}))
+        if (own["callbacks"].get("stop") or {}).get("patience") is None:
+            own["callbacks"]["stop"] = None
+        own["learner"] |= self.learner
+        return {**self.settings, **own, "model": self.model} | ({"replay_uuid": None} if scratch else {})
 
 
 def begin_move(cfg: DictConfig, store: Any, budget: int | None) -> Move:
@@ -107,7 +112,9 @@ def begin_move(cfg: DictConfig, store: Any, budget: int | None) -> Move:
     latent = "actions" in given
     after = fit_games({**given, "model": model}, logged if latent else legal_actions(learned))
     learner = {"actions": after["actions"]} if latent else {}
-    return Move(cfg, settings_of(cfg, store), after["model"], learner, base, regrown(base, given, after))
+    uuids = "+".join(part.uuid for part in replayed) or None
+    settings = settings_of(cfg, store) | {"replay_uuid": uuids}
+    return Move(cfg, settings, after["model"], learner, base, regrown(base, given, after))
 
 
 def _greatest_reward(cfg: DictConfig, store: Any, budget: int | None, replayed: Sequence[Any] = ()) -> float:

@@ -22,6 +22,7 @@ def main(cfg: DictConfig) -> None:
     from worldmodels.data.mixing import check_fits, open_stores
     from worldmodels.data.transforms import Transform
     from worldmodels.evaluation.adaptation import compare, write_report
+    from worldmodels.learners.run_folder import refuse_other_labels
     from worldmodels.types import UserError
 
     if is_muzero(cfg.checkpoint):
@@ -48,11 +49,13 @@ def main(cfg: DictConfig) -> None:
             print(f"left out: {error}")
     if not budgets:
         raise UserError(skipped[min(skipped)])
-    if cfg.resume != "never":
-        for budget in budgets:
-            for name in RUNS:
-                _kept(out / str(budget) / name, _how(cfg, store))
     moves = {budget: begin_move(cfg, store, budget) for budget in budgets}
+    if cfg.resume != "never":  # before any run is gone on with
+        for budget, move in moves.items():
+            for name in RUNS:
+                folder = out / str(budget) / name
+                _kept(folder, _how(cfg, store))
+                refuse_other_labels(folder, move.asked(name, folder, _changes(cfg, name, budget)))
     settings = settings_of(cfg, store) | {"old_uuids": [part.uuid for part in old.values()]}
     if finished(out, settings):
         return
@@ -106,17 +109,23 @@ def _kept(folder: Path, how: dict[str, Any]) -> dict[str, Any]:
     return kept["points"]
 
 
+def _changes(cfg: DictConfig, name: str, budget: int) -> dict[str, Any]:
+    """The settings of a run that are not those of all."""
+    every = -(-cfg.steps // cfg.points)
+    trainer = {"max_steps": cfg.steps * (cfg.scratch_times if name == "scratch" else 1), "val_check_interval": every}
+    return {"budget": budget, "trainer": trainer, "callbacks": {"steps": {"every": every}}}
+
+
 def _curve(move: Move, name: str, budget: int, out: Path, store: Any) -> dict[str, Any]:
     """Train a run, and judge it after every so many steps: `points` by step, and `seconds` a step."""
     from worldmodels.data.disk import write_json
     from worldmodels.evaluation.report import training_curves
 
     cfg, folder = move.cfg, out / str(budget) / name
-    steps = cfg.steps * (cfg.scratch_times if name == "scratch" else 1)
-    every = -(-cfg.steps // cfg.points)
+    changes = _changes(cfg, name, budget)
+    every = changes["trainer"]["val_check_interval"]
     print(f"{name} with {budget:,} transitions:")
-    trainer = {"max_steps": steps, "val_check_interval": every}
-    done = move.run(name, folder, {"budget": budget, "trainer": trainer, "callbacks": {"steps": {"every": every}}})
+    done = move.run(name, folder, changes)
     scores = training_curves(folder / "metrics.csv")["val/rollout_psnr_changed"]
     chosen_by = {round((step + 1) / every) * every: score for step, score in zip(*scores, strict=True)}  # from 0 there
     how = _how(cfg, store)

@@ -22,11 +22,12 @@ from worldmodels import hardware
 from worldmodels.callbacks import AtomicCheckpointIO, Progress
 from worldmodels.config import build, read_checkpoint
 from worldmodels.data.card import check_compatible
-from worldmodels.data.disk import make_folder, read_json, write_json
+from worldmodels.data.disk import make_folder, write_json
 from worldmodels.learners.base import Learner, Score
 from worldmodels.learners.building import build_learner, check_frames, check_learner, legal_actions, told_games
 from worldmodels.learners.run_folder import (
     clear,
+    finished,
     merge_logs,
     rank,
     refuse_another,
@@ -73,8 +74,7 @@ def fit(
     settings = {**settings, "model": told_games(settings["model"], known)}
     if stored is not None:
         refuse_another(out, stored["model"], settings, weighed=weights is not None)
-        done = read_json(out / "metrics.json") if (out / "metrics.json").exists() else {}
-        if (done.get("steps", 0) >= max_steps or done.get("stopped_early")) and (out / "best.ckpt").exists():
+        if done := finished(out, max_steps):
             warn_of_differences(out, settings, changing)
             print(f"finished before, at step {done['steps']}; resume=never begins again")
             return done

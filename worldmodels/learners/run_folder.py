@@ -10,11 +10,19 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from worldmodels.config import dotted
+from worldmodels.data.disk import read_json
 from worldmodels.learners.building import SYMMETRIES
 from worldmodels.types import UserError
 
 MAY_DIFFER = ("out", "resume", "compile", "logger", "trainer.max_steps", "learner.max_steps", "callbacks")
 """Settings that a resumed run may change without a word."""
+KEPT = ("store_uuid", "replay_uuid", "learner.adapt.", "data.replay.")
+"""Beginnings of settings with which alone a run that moves a model goes on,"""
+DECIDE = (*KEPT, "rows", "seed", "data.", "learner.", "trainer.")
+"""those that decide what it has learned when it has ended,"""
+HARMLESS = (*MAY_DIFFER, "data.store", "data.replay.store", "data.workers", "data.prefetch")
+HARMLESS += ("trainer.accelerator", "trainer.strategy", "trainer.log_every_n_steps")
+"""and what of them decides nothing: stores are known by what is in them, wherever they lie."""
 
 
 def refuse_another(out: Path, model: Mapping[str, Any], settings: Mapping[str, Any], weighed: bool) -> None:
@@ -29,8 +37,6 @@ def refuse_another(out: Path, model: Mapping[str, Any], settings: Mapping[str, A
     Raises:
         UserError: another model, learner, method or budget, or other weights to begin with.
     """
-    asked = settings["model"]
-    same_model(out, model, asked | {name: model.get(name) for name in SYMMETRIES if asked.get(name) == "game"})
     asked = settings["learner"].get("_target_")
     if (begun := _begun_with(out, "learner._target_")) not in (None, asked):
         raise UserError(
@@ -48,6 +54,46 @@ def refuse_another(out: Path, model: Mapping[str, Any], settings: Mapping[str, A
             f"{out} holds a run that began with other weights than checkpoint={settings['checkpoint']} has now; "
             "give another out=DIR, or resume=never to begin again"
         )
+    if "checkpoint_sha256" in settings:
+        refuse_other_labels(out, settings)
+    asked = settings["model"]
+    same_model(out, model, asked | {name: model.get(name) for name in SYMMETRIES if asked.get(name) == "game"})
+
+
+def refuse_other_labels(out: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse to judge a run that moved a model by settings other than those that it was trained with.
+
+    Raises:
+        UserError: naming them, as the run has them and as they are asked for.
+    """
+    old, new = _begun(out), dotted(settings)
+    decide = DECIDE if finished(out, settings["trainer"]["max_steps"]) else KEPT
+    differ = [k for k, v in old.items() if k.startswith(decide) and not isinstance(v, Mapping) and v != new.get(k)]
+    names = [_spoken(k, old, new) for k in differ if not k.startswith(HARMLESS)]
+    if not names:
+        return
+    if "store_uuid" in differ and "rows" in names:
+        names.remove("rows")
+    was, now = (", ".join(f"{k}={given.get(k)}" for k in dict.fromkeys(names)) for given in (old, new))
+    raise UserError(
+        f"{out} holds a run with {was} and not with {now}; give another out=DIR, or resume=never to begin again"
+    )
+
+
+def _spoken(setting: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The shortest name of a setting that was changed: that by which it was given, as others follow it."""
+    path = {"store_uuid": "store", "replay_uuid": "replay.store"}.get(setting, setting)
+    if path != setting:
+        return setting if old.get(path) == new.get(path) else path
+    last, change = setting.rpartition(".")[2], (old[setting], new.get(setting))
+    return min((k for k in old if k.rpartition(".")[2] == last and (old[k], new.get(k)) == change), key=len)
+
+
+def finished(out: Path, max_steps: int) -> dict[str, Any] | None:
+    """The figures of a run that has come to its end, at so many steps or early; None of any other."""
+    done = read_json(out / "metrics.json") if (out / "metrics.json").exists() else {}
+    ended = done.get("steps", 0) >= max_steps or done.get("stopped_early")
+    return done if ended and (out / "best.ckpt").exists() else None
 
 
 def same_model(out: Path, begun: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -70,15 +116,20 @@ def _trained(adapt: Any, budget: int | None) -> str:
 
 def _begun_with(out: Path, setting: str) -> Any:
     """What the run in `out` was begun with, None where it is not told."""
+    return _begun(out).get(setting)
+
+
+def _begun(out: Path) -> dict[str, Any]:
+    """The settings of the run in `out`, as `dotted`; none where they are not told."""
     config = out / "config.yaml"
-    return OmegaConf.select(OmegaConf.load(config), setting) if config.exists() else None
+    return dotted(OmegaConf.load(config)) if config.exists() else {}
 
 
 def warn_of_differences(out: Path, settings: Mapping[str, Any], changing: Sequence[str]) -> None:
     """Say which settings of the run are not those that are asked for now, but for those of `MAY_DIFFER`."""
-    if not (out / "config.yaml").exists():
+    if not (old := _begun(out)):
         return
-    old, new = dotted(OmegaConf.load(out / "config.yaml")), dotted(settings)
+    new = dotted(settings)
     may = (*MAY_DIFFER, *changing)
     keys = [k for k in sorted(old | new) if not isinstance((old | new)[k], Mapping) and not k.startswith(may)]
     differ = [f"{k} was {old.get(k)} and is {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
