@@ -95,8 +95,11 @@ def test_mistakes_and_refusals_end_in_one_sentence(
     model, here = write(tmp_path / "model"), f"endpoint={hub.url}"
     hub.repos["somebody/else"] = [{"model.safetensors": b"of another program"}]
     shutil.copytree(model, tmp_path / "empty", ignore=lambda *_: ["model.json"])
-    out = f"out={tmp_path / 'out'}"
+    out, adapter = f"out={tmp_path / 'out'}", tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter.json").write_text("{}")
     for line, part in (
+        (["push", f"checkpoint={adapter}", f"repo={REPO}", here], f"`worldmodels export-model checkpoint={adapter}"),
         (["push", f"checkpoint={tmp_path / 'empty'}", f"repo={REPO}", here], "has no model.json"),
         (["push", f"checkpoint={model}", "repo=a/b/c", here], "give it as USER/NAME"),
         (["push", f"checkpoint={model}", "repo=somebody/else", here], "holds another model.safetensors already"),

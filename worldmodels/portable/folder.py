@@ -192,6 +192,11 @@ def read_about(folder: Path) -> About:
         UserError: there is none, it is of a newer version or not as it was written, or its model is not trusted.
     """
     path = folder / ABOUT
+    if is_adapter(folder):
+        raise UserError(
+            f"{folder} holds an adapter, which is of use beside its base alone; make a whole model of the two with "
+            f"`worldmodels export-model checkpoint={folder} out=...`"
+        )
     if not path.is_file():
         raise UserError(
             f"no model at {folder}, which has no {ABOUT}; make one with `worldmodels export-model checkpoint=...`, "
