@@ -155,7 +155,8 @@ def sized(cfg: Mapping[str, Any]) -> dict[str, Any]:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Tensors and plain data of a Lightning checkpoint, of a folder of `worldmodels export-model`, or of an adapter.
 
-    They are on the CPU. What fine-tuning changed is merged into the weights, as if it had trained them all.
+    They are on the CPU. What fine-tuning changed is merged into the weights, as if it had trained them all, and how it
+    was done is told under `adapt`.
 
     Raises:
         UserError: it is missing, truncated, not what its hash says, or holds anything but tensors and plain data, or
@@ -178,6 +179,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             checkpoint["state_dict"] = merged(checkpoint["state_dict"], adapt["alpha"] / adapt["rank"])
         except (KeyError, RuntimeError, TypeError, ZeroDivisionError) as error:
             raise UserError(f"the low-rank changes in {path} are not whole; fine-tune again") from error
+        checkpoint["adapt"] = adapt
     return checkpoint
 
 

@@ -61,6 +61,15 @@ def test_an_adapter_is_the_fine_tuned_model_beside_its_base_alone(
     ok("export-model", f"checkpoint={run / 'best.ckpt'}", f"out={tmp_path / 'exported'}")
     told = (tmp_path / "exported" / "model.json").read_text()
     assert str(catch_store) not in told and '"replay": {' in told
+    how = json.loads(told)["run"]["fine_tuning"]
+    needed = json.loads((places / "base" / "model.json").read_text())["weights_sha256"]
+    named = {"file": "base", "games": ["catch"], "step": 2, "adapter": False}
+    assert how.pop("base") == named | {"weights_sha256": needed}
+    assert len(how.pop("checkpoint_sha256")) == 64
+    assert how == {"method": "lora", "rank": 2, "alpha": 16.0, "layer_decay": 0.8, "l2_start": 0.01}
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "- fine_tuning.method: lora\n" in card and "- fine_tuning.base.games: ['catch']\n" in card
+    assert str(tmp_path) not in told + card and str(places) not in told + card
 
     shutil.copytree(run / "adapter", tmp_path / "adapter")
     alone = f"checkpoint={tmp_path / 'adapter'}"
@@ -77,11 +86,13 @@ def test_an_adapter_is_the_fine_tuned_model_beside_its_base_alone(
     assert merged.keys() == own.keys()
     for name, value in merged.items():
         torch.testing.assert_close(own[name], value, atol=1e-5, rtol=0)
-    base = load_learner(places / "base").model.state_dict()
-    assert not torch.equal(base["denoiser.network.conv_in.weight"], merged["denoiser.network.conv_in.weight"])
+    begun = load_learner(places / "base").model.state_dict()
+    assert not torch.equal(begun["denoiser.network.conv_in.weight"], merged["denoiser.network.conv_in.weight"])
     size = sum(path.stat().st_size for path in (run / "adapter").iterdir())
     assert size < (run / "best.ckpt").stat().st_size / 4
     ok("export-model", alone, f"out={tmp_path / 'whole'}")
+    runs = [json.loads((tmp_path / name / "model.json").read_text())["run"] for name in ("exported", "whole")]
+    assert runs[0] == runs[1], "wherever the adapter lies now"
     assert torch.equal(load_learner(tmp_path / "whole").model.state_dict()["reward_model.head.2.weight"],
                        own["reward_model.head.2.weight"])  # fmt: skip
 

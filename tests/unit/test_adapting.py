@@ -354,11 +354,13 @@ def test_the_digest_is_of_the_weights() -> None:
 
 
 def test_beginning_again_leaves_no_points_of_before(tmp_path: Path) -> None:
-    (tmp_path / "steps").mkdir()
-    for name in ("config.yaml", "curve.json", "steps/000002.ckpt"):
+    for folder in ("steps", "adapter"):
+        (tmp_path / folder).mkdir()
+    for name in ("config.yaml", "curve.json", "steps/000002.ckpt", "adapter/adapter.json"):
         (tmp_path / name).touch()
     clear(tmp_path)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["config.yaml"]
+    assert not (tmp_path / "adapter").exists(), "it is of the method of before"
 
 
 def test_what_a_start_is_worth() -> None:

@@ -25,15 +25,13 @@ class Move(NamedTuple):
         settings: all that decides the result.
         model: settings of the model, with classes for the store's rewards and a row for its game.
         learner: settings of the learner that go with it.
-        base: its weights as they lie in the checkpoint.
-        start: with what the store needs beside them.
+        start: its weights, with what the store needs beside them.
     """
 
     cfg: DictConfig
     settings: dict[str, Any]
     model: dict[str, Any]
     learner: dict[str, Any]
-    base: dict[str, Tensor]
     start: dict[str, Tensor]
 
     def run(self, name: str, out: Path, changes: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -51,12 +49,14 @@ class Move(NamedTuple):
         """
         from worldmodels.learners.fit import fit
         from worldmodels.portable.adapter import write_adapter
+        from worldmodels.portable.export import recorded
 
         scratch, own = name == "scratch", self.asked(name, out, changes)
         done = fit(own, out, None if scratch else self.start)
         if done and not scratch and (own["learner"].get("adapt") or SCRATCH).get("method", "full") != "full":
             best = read_tensors(out / "best.ckpt")
-            numbers = write_adapter(out / "adapter", best, self.base, self.start, own["data"]["transform"])
+            told = own["data"]["transform"], own["base"], recorded(best, out)
+            numbers = write_adapter(out / "adapter", best, self.start, *told)
             print(
                 f"{numbers:,} numbers in {out / 'adapter'}, which needs its base beside it; best.ckpt has both merged"
             )
@@ -86,6 +86,7 @@ def begin_move(cfg: DictConfig, store: Any, budget: int | None) -> Move:
     from worldmodels.learners.adapting import fit_games, fit_rewards
     from worldmodels.learners.building import legal_actions
     from worldmodels.models.growing import regrown
+    from worldmodels.portable.adapter import base_facts
 
     if plain(cfg.data.store) != plain(cfg.store):
         raise UserError(
@@ -113,8 +114,8 @@ def begin_move(cfg: DictConfig, store: Any, budget: int | None) -> Move:
     after = fit_games({**given, "model": model}, logged if latent else legal_actions(learned))
     learner = {"actions": after["actions"]} if latent else {}
     uuids = "+".join(part.uuid for part in replayed) or None
-    settings = settings_of(cfg, store) | {"replay_uuid": uuids}
-    return Move(cfg, settings, after["model"], learner, base, regrown(base, given, after))
+    settings = settings_of(cfg, store) | {"replay_uuid": uuids, "base": base_facts(cfg.checkpoint, base)}
+    return Move(cfg, settings, after["model"], learner, regrown(base, given, after))
 
 
 def _greatest_reward(cfg: DictConfig, store: Any, budget: int | None, replayed: Sequence[Any] = ()) -> float:

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from worldmodels.config import dotted
-from worldmodels.data.disk import read_json
+from worldmodels.data.disk import read_json, remove
 from worldmodels.learners.building import SYMMETRIES
 from worldmodels.types import UserError
 
@@ -161,6 +161,7 @@ def clear(out: Path) -> None:
     names += ("steps/*.ckpt", "curve.json")  # of a few-shot curve: its points would be judged as the new run's
     for path in [path for name in names for path in out.glob(name)]:
         path.unlink()
+    remove(out / "adapter")  # of another method, it would be taken for what the new run left
 
 
 def merge_logs(out: Path) -> None:

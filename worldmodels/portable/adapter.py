@@ -1,6 +1,7 @@
 """What fine-tuning changed of a model, as a small folder that is of use beside the very model that it began with.
 
-    adapter.json          which base it needs (SHA-256 of its weights), what was trained, and the model's settings
+    adapter.json          which base it needs (SHA-256 of its weights, and what tells it to people), what was trained,
+                          the model's settings, and what the run recorded
     adapter.safetensors   `NAME.lora_A` and `NAME.lora_B` of each weight with a low-rank change (Hu et al. 2021), and
                           whole tensors in place of others
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from worldmodels import __version__
 from worldmodels.data.card import validate_card
-from worldmodels.data.disk import atomic, disk_errors, make_folder, on_disk, read_json, remove, write_json
+from worldmodels.data.disk import atomic, disk_errors, make_folder, on_disk, read_json, remove, sync, write_json
 from worldmodels.models.growing import regrown
 from worldmodels.types import UserError
 
@@ -72,21 +73,44 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def base_facts(checkpoint: str | Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What tells a base from others: the SHA-256 of its weights, its file's name, games and step.
+
+    Args:
+        checkpoint: path of the base.
+        weights: of its model, as they lie there.
+    """
+    from worldmodels.config import read_checkpoint
+
+    stored, path = read_checkpoint(checkpoint), Path(checkpoint).resolve()
+    card = stored["hyper_parameters"].get("card") or {}
+    return {
+        "weights_sha256": weights_digest(weights),
+        "file": path.name,
+        "games": card.get("games", [card["game"]] if card else []),
+        "step": stored.get("global_step"),
+        "adapter": "adapter" in stored,
+    }
+
+
 def write_adapter(
     out: Path,
     trained: Mapping[str, Any],
-    base: Mapping[str, Tensor],
     start: Mapping[str, Tensor],
     transform: Mapping[str, Any],
+    base: Mapping[str, Any],
+    run: Mapping[str, Any],
 ) -> int:
     """Write what a training changed, in the place of an adapter that lies there.
 
     Args:
         out: folder.
         trained: a Lightning checkpoint of a learner that is `learners.adapting.Adaptable`, as it was saved.
-        base: weights of the model that the training began with, as they lie in its file.
-        start: the same with the classes of reward, games and actions that were added.
+        start: weights that the training began with: the base's, and the classes of reward, games and actions that
+            were added.
         transform: of frames, with which the log was read.
+        base: of `base_facts`.
+        run: what the run recorded, as `portable.export.recorded` gives it.
 
     Returns:
         How many numbers it holds.
@@ -105,7 +129,8 @@ def write_adapter(
         "format": FORMAT,
         "version": VERSION,
         "written_by": f"worldmodels {__version__}",
-        "base_sha256": weights_digest(base),
+        "base_sha256": base["weights_sha256"],
+        "base": {name: value for name, value in base.items() if name != "weights_sha256"},
         "method": adapt["method"],
         "scaling": adapt["alpha"] / adapt["rank"],
         "parameters": sum(value.numel() for value in tensors.values()),
@@ -114,15 +139,17 @@ def write_adapter(
         "policy": {name: given[name] for name in ("actions", *SEARCH) if name in given},
         "step": trained.get("global_step"),
         "transform": dict(transform),
+        "run": dict(run),
         "weights_sha256": hashlib.sha256(content).hexdigest(),
     }
     about["sha256"] = own_digest(about)
-    remove(out)
     make_folder(out.parent)
     with disk_errors(out), atomic(out) as tmp:
         tmp.mkdir()
         (tmp / WEIGHTS).write_bytes(content)
         write_json(tmp / ABOUT, about)
+        sync(tmp)
+        remove(out)  # a folder takes the place of none that holds something: the new one is whole by now
     return about["parameters"]
 
 
@@ -152,6 +179,7 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         "global_step": about.get("step"),
         "state_dict": {f"model.{name}": value for name, value in weights.items()},
         "StoreDataModule": {"transform": about["transform"]},
+        "adapter": about,
     }
 
 
@@ -171,6 +199,9 @@ def about_adapter(folder: Path) -> dict[str, Any]:
         )
     if missing := [name for name, kind in NEEDED.items() if not isinstance(about.get(name), kind)]:
         raise UserError(f"{path} lacks {missing[0]}, so that nothing can be made of it; fine-tune again")
+    base, run = about.get("base", {}), about.get("run", {})
+    if not all(isinstance(told, dict) for told in (base, run)) or not isinstance(run.get("learner", {}), dict):
+        raise UserError(f"{path} tells of a base or a run that is none; fine-tune again")
     policy = about.get("policy", {})
     if not isinstance(policy, dict) or not set(policy) <= {"actions", *SEARCH}:
         raise UserError(f"{path} tells of a policy that is none; fine-tune again")
@@ -205,20 +236,26 @@ def _base(folder: Path, about: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     from worldmodels.config import read_checkpoint
 
     wanted = about["base_sha256"]
+    which, hint = f"weights with the SHA-256 {wanted[:12]}...", ""
+    if base := about.get("base"):  # earlier versions did not tell
+        games = " and ".join(map(str, base.get("games") or ["unknown games"]))
+        which += f", those of {base.get('file')} ({games}, step {base.get('step')})"
+        if base.get("adapter"):
+            hint = ", itself an adapter: make one model of it with `worldmodels export-model`"
     places = [place / name for place in (folder, folder.parent) for name in BASES]
     found = [place for place in places if place.exists() and place.resolve() != folder.resolve()]
     if not found:
         raise UserError(
-            f"the adapter {folder} needs the model that it began with beside it: put the one whose weights have the "
-            f"SHA-256 {wanted[:12]}... there as {folder / BASES[0]} (of export-model) or {BASES[1]}"
+            f"the adapter {folder} needs the model that it began with beside it, as {folder / BASES[0]} "
+            f"(of export-model) or {BASES[1]}: {which}{hint}"
         )
     stored = read_checkpoint(found[0])
     named = stored["state_dict"].items()
     weights = {name.removeprefix("model."): value for name, value in named if name.startswith("model.")}
     if (own := weights_digest(weights)) != wanted:
         raise UserError(
-            f"the adapter {folder} was made for another model than {found[0]}: it needs weights with the SHA-256 "
-            f"{wanted[:12]}..., and these have {own[:12]}..."
+            f"the adapter {folder} was made for another model than {found[0]}, whose weights have the SHA-256 "
+            f"{own[:12]}...: it needs {which}{hint}"
         )
     return stored["hyper_parameters"], weights
 

@@ -13,7 +13,7 @@ from worldmodels.evaluation.rollouts import window_starts
 from worldmodels.portable.folder import describe, digest_of, rebuild, write_model
 from worldmodels.types import Segment, UserError
 
-PATHS = ("model", "card", "actions", "world_model", "policy")
+TOLD = ("model", "card", "actions", "world_model", "policy", "adapt")
 """Settings of learners that are told elsewhere, or that name a place on the machine that trained."""
 
 
@@ -49,12 +49,12 @@ def export_model(
         raise UserError(f"{path} does not say what play it learned from, without which it is of no use to others")
     if (starts > 0) != (store is not None):
         raise UserError("start frames need both: store=... to take them from, and starts=... to say how many")
-    earlier = stored.get("about")
+    earlier, run = stored.get("about"), stored.get("adapter", {}).get("run")
     about = describe(
         given["model"],
         given["card"],
         given.get("actions"),
-        earlier["run"] if earlier else recorded(path, stored),
+        earlier["run"] if earlier else run or recorded(stored, None if "adapter" in stored else path.parent),
         earlier["source"] if earlier else {"checkpoint": path.name, "sha256": digest_of(path)},
         transform,
         licence or (earlier or {}).get("licence"),
@@ -66,18 +66,32 @@ def export_model(
     return write_model(Path(out), about, weights, frames)
 
 
-def recorded(checkpoint: Path, stored: dict[str, Any]) -> dict[str, Any]:
-    """What a run tells of a checkpoint: its settings, and the figures of the metrics.json and config.yaml beside it."""
+def recorded(stored: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    """What a run tells of a checkpoint: its settings, how it was fine-tuned, and its figures.
+
+    Args:
+        stored: the checkpoint.
+        folder: of the run, with metrics.json and config.yaml; None where it is not known.
+    """
+    given = stored["hyper_parameters"]
     run: dict[str, Any] = {"checkpoint_step": stored.get("global_step")}
-    run["learner"] = {k: v for k, v in stored["hyper_parameters"].items() if k not in PATHS}
-    if (config := checkpoint.parent / "config.yaml").is_file():
+    run["learner"] = {k: v for k, v in given.items() if k not in TOLD}
+    if adapt := stored.get("adapt") or given.get("adapt"):
+        unused = () if adapt.get("method") == "lora" else ("rank", "alpha")
+        run["fine_tuning"] = {k: v for k, v in adapt.items() if k not in unused}
+    if folder is None:
+        return run
+    if (config := folder / "config.yaml").is_file():
         settings = plain(OmegaConf.load(config))
         data = settings.get("data", {})
         run["data"] = {k: v for k, v in data.items() if k not in ("store", "_target_", "replay")}
         if (data.get("replay") or {}).get("store"):  # the card names the games, and paths are nobody's business
             run["data"]["replay"] = {"share": data["replay"]["share"]}
-        run |= {k: settings[k] for k in ("seed", "checkpoint_sha256") if k in settings}
-    if (file := checkpoint.parent / "metrics.json").is_file() and "final" in (figures := read_json(file)):
+        if "seed" in settings:
+            run["seed"] = settings["seed"]
+        if adapt:
+            run["fine_tuning"] |= {k: settings[k] for k in ("checkpoint_sha256", "base") if k in settings}
+    if (file := folder / "metrics.json").is_file() and "final" in (figures := read_json(file)):
         run |= {"metrics": {k: v for k, v in figures.items() if k != "weights_sha256_by_rank"}}
     return run
 

@@ -1,7 +1,7 @@
 """A trained model as a folder that needs neither Lightning nor trust: what rebuilds it, and its weights.
 
     model.json           settings of the network, action vocabulary, dataset card, protocol, what the run recorded,
-                         and the SHA-256 of the other files and of its own content
+                         and the SHA-256 of the weights, of the other files and of its own content
     model.safetensors    the weights, by the names of `state_dict`
     starts.safetensors   a few windows of logged play that dreams can begin with, where they were asked for
     README.md            the same for people, as the Hugging Face hub shows it (portable/readme.py)
@@ -26,7 +26,7 @@ from worldmodels.config import HEADS, build, build_policy, only_models
 from worldmodels.data.card import card_digest, validate_card
 from worldmodels.data.disk import atomic, disk_errors, make_folder, on_disk, read_json, write_json
 from worldmodels.portable.adapter import ABOUT as ADAPTER
-from worldmodels.portable.adapter import SEARCH, about_adapter, is_adapter, own_digest
+from worldmodels.portable.adapter import SEARCH, about_adapter, is_adapter, own_digest, weights_digest
 from worldmodels.portable.readme import readme
 from worldmodels.types import ACTIONS, Segment, UserError
 
@@ -138,6 +138,7 @@ def write_model(out: Path, about: About, weights: Mapping[str, Tensor], starts: 
             columns |= {"game": starts.side["game"]}
         data[STARTS] = _bytes(columns)
     about = about | {"parameters": sum(value.numel() for value in weights.values())}
+    about["weights_sha256"] = weights_digest(weights)  # by which an adapter names its base
     about["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in data.items()}
     about["sha256"] = own_digest(about)
     if vacant(out, about):

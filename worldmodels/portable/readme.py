@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 
 from worldmodels.config import dotted
 
+_OWN = "SHA-256 of the weights whatever file they lie in, by which an adapter names its base: `{}`."
+
 
 def readme(about: Mapping[str, Any]) -> str:
     """README.md of a model (`portable.folder.describe`) whose files have their hashes."""
@@ -43,7 +45,7 @@ def readme(about: Mapping[str, Any]) -> str:
         "",
         *_section("The play that it learned from", card, f"SHA-256 of this dataset card: `{about['card_sha256']}`."),
         *_section("What its training recorded", about["run"]),
-        *_section("Where the weights come from", about["source"]),
+        *_section("Where the weights come from", about["source"], _OWN.format(about["weights_sha256"])),
         "## Files",
         "",
         *(f"- `{file}`: SHA-256 `{digest}`" for file, digest in about["files"].items()),
