@@ -181,6 +181,12 @@ def test_a_logged_return_is_not_better_than_itself() -> None:
     assert Targets.of(model, segment).better.any()
 
 
+def test_no_row_that_a_value_may_be_bootstrapped_from_is_left_out() -> None:
+    for td_steps in range(1, 9):
+        policy, value = muzero(f"model.td_steps={td_steps}", "model.unroll=3", "model.frames=2").rows()
+        assert sorted({*policy, *value}) == list(range(1, 5 + td_steps))
+
+
 @pytest.mark.parametrize(("unroll", "same"), [(1, True), (2, False)])
 def test_the_gradient_is_scaled_between_steps_and_not_from_what_is_read(unroll: int, same: bool) -> None:
     found = []

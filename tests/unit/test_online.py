@@ -227,6 +227,7 @@ def test_a_maze_shows_its_last_frame_and_lost_lives() -> None:
         (["temperatures={0:1.0}"], "are of no use to worldmodels.planning.planners.gumbel, which"),
         (["temperatures={5:1.0}", "planner@learner.search=puct"], "the first of them 0, e.g."),
         (["temperatures={0:-1.0}", "planner@learner.search=puct"], "a number of at least 0"),
+        (["learner.search.max_considered=4"], "max_considered=4 is more than the 3 legal actions"),
     ],
 )
 def test_mistakes(changes: list[str], sentence: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import itertools
+import math
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 from tests.conformance import check_policy
 from worldmodels.config import build, conf_dir, plain
 from worldmodels.planning.gumbel import considered_visits, gumbel_noise, gumbel_search
+from worldmodels.planning.one_step import one_step_search
 from worldmodels.planning.policy import SearchPolicy
 from worldmodels.planning.prior import prior_search
 from worldmodels.planning.puct import dirichlet_noise, puct_search
@@ -310,6 +312,9 @@ def test_nodes_without_a_legal_action_are_told(search, backend: str) -> None:
         search(toy.step, toy.root(4), 9, invalid=mask, backend=backend)
     with pytest.raises(UserError, match="no action is legal in row 1 of the batch at the node of simulation 0"):
         search(toy.step, toy.root(4), 9, invalid_inside=mask, backend=backend)
+    drawn = torch.Generator().manual_seed(0)
+    with pytest.raises(UserError, match="no action is legal in row 1 of the batch at the node of simulation 0"):
+        sampled_search(toy.step, toy.root(4), 9, invalid_inside=mask, backend=backend, generator=drawn)
     with pytest.raises(UserError, match="no action is legal in row 2 of the batch at the node of simulation 5"):
         search(spoilt(toy, "prior_logits", -torch.inf, row=2, at=5), toy.root(4), 9, backend=backend)
 
@@ -333,12 +338,51 @@ def test_nodes_without_a_legal_action_are_told(search, backend: str) -> None:
         (sampled_search, {"samples": 0}, "samples=0 must be"),
         (sampled_search, {"sample_temperature": 0}, "sample_temperature=0 must be above 0"),
         (sampled_search, {"draws": torch.zeros(4, 9, 20)}, "draws has shape"),
+        (gumbel_search, {"value_scale": math.nan}, "value_scale=nan must be a finite number"),
+        (gumbel_search, {"visit_offset": math.inf}, "visit_offset=inf must be a finite number"),
+        (gumbel_search, {"noise": torch.full((4, 3), math.nan)}, "noise holds what is no finite number"),
+        (puct_search, {"pb_c_init": math.nan}, "pb_c_init=nan must be a finite number"),
+        (puct_search, {"pb_c_base": math.inf}, "pb_c_base=inf must be a finite number"),
+        (puct_search, {"temperature": math.inf}, "temperature=inf must be a finite number"),
+        (sampled_search, {"sample_temperature": math.inf}, "sample_temperature=inf must be above 0 and finite"),
     ],
 )
 def test_settings_out_of_range_are_refused_in_a_sentence(search, settings: dict, sentence: str) -> None:
     toy = Toy(3)
     with pytest.raises(UserError, match=sentence):
         search(toy.step, toy.root(4), **{"num_simulations": 9} | settings)
+
+
+def test_one_step_and_the_prior_refuse_what_is_no_number() -> None:
+    toy = Toy(3)
+    for settings in ({"clip": math.nan}, {"temperature": math.nan}):
+        with pytest.raises(UserError, match="=nan must be a finite number"):
+            one_step_search(toy.step, toy.root(4), **settings)
+    for search in (one_step_search, prior_search):
+        with pytest.raises(UserError, match=r"noise has shape \(1, 3\); give one draw an action: \(4, 3\)"):
+            search(toy.step, toy.root(4), noise=torch.zeros(1, 3))
+
+
+@both_searches
+@both_backends
+def test_models_of_other_shapes_are_refused(search, backend: str) -> None:
+    toy = Toy(3)
+
+    def fewer(state: State, action: Tensor) -> tuple[RecurrentOutput, State]:
+        output, new = toy.step(state, action)
+        return output._replace(prior_logits=output.prior_logits[:, :2]), new
+
+    def column(state: State, action: Tensor) -> tuple[RecurrentOutput, State]:
+        output, new = toy.step(state, action)
+        return output._replace(value=output.value[:, None]), new
+
+    def stateless(state: State, action: Tensor) -> tuple[RecurrentOutput, State]:
+        return toy.step(state, action)[0], {}
+
+    given = ((fewer, r"prior_logits \(4, 2\); give \(4, 3\)"), (column, r"value \(4, 1\); give \(4,\)"))
+    for model, sentence in (*given, (stateless, "a state of {'h': .* gives one of {}")):
+        with pytest.raises(UserError, match=sentence):
+            search(model, toy.root(4), 9, backend=backend)
 
 
 def test_a_policy_of_negative_temperature_is_refused() -> None:

@@ -1,5 +1,6 @@
 """Reanalyse: both ways give the same targets, only the target network decides them, and nothing is searched twice."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,9 @@ import torch
 
 from tests.unit.test_muzero import muzero, spread
 from worldmodels.config import build
+from worldmodels.data import side
 from worldmodels.data.reanalyse import AGE, FRESH, LOGGED, SOURCE, STORED, ReanalyseDataModule, search_rows
+from worldmodels.data.side import mark_latest
 from worldmodels.data.store import Store
 from worldmodels.data.targets import COLUMNS, returns_to_go
 from worldmodels.learners import reanalysing
@@ -20,6 +23,7 @@ from worldmodels.learners.policy import Apart
 from worldmodels.learners.reanalysing import RUN, Chunks, reanalyse
 from worldmodels.models.muzero import MuZero
 from worldmodels.models.muzero_loss import POLICY, POLICY_KNOWN, VALUE, VALUE_KNOWN
+from worldmodels.planning.gumbel import gumbel_search
 from worldmodels.types import UserError
 
 GUMBEL = {"_target_": "worldmodels.planning.planners.gumbel", "num_simulations": 6}
@@ -216,6 +220,65 @@ def test_what_was_killed_goes_on(store: Store, model: MuZero, tmp_path: Path, mo
     assert not list(tmp_path.rglob("*.npz")), "nothing is left of the work"
 
 
+def test_what_was_killed_before_it_was_the_newest_becomes_it(
+    model: MuZero, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = catch(tmp_path / "store", 0, 60)
+    reanalyse(store, model, None, "old", tmp_path / "old", CPU, step=0)
+    for column, version in zip(COLUMNS.values(), ("first", "second"), strict=True):
+
+        def killed(path: Path, column: str = column, version: str = version) -> None:
+            if path.parts[-2:] == (column, version):
+                raise KeyboardInterrupt
+            mark_latest(path)
+
+        monkeypatch.setattr(side, "mark_latest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            reanalyse(store, model, None, version, tmp_path / version, CPU, step=0)
+        monkeypatch.undo()
+        reanalyse(store, model, None, version, tmp_path / version, CPU, step=0)
+        assert ReanalyseDataModule(str(store.path), version="newest", **WINDOWS).version == [version]
+    reanalyse(store, model, None, "first", tmp_path / "first", CPU, step=0)
+    assert ReanalyseDataModule(str(store.path), version="newest", **WINDOWS).version == ["second"], "it was done"
+
+
+def test_the_newest_is_that_of_when_training_began(model: MuZero, tmp_path: Path) -> None:
+    store = catch(tmp_path / "store", 0, 60)
+    reanalyse(store, model, None, "before", tmp_path / "parts", CPU, step=1)
+    begun = ReanalyseDataModule(str(store.path), version="newest", **WINDOWS)
+    reanalyse(store, model, None, "later", tmp_path / "parts", CPU, step=2)
+    resumed = ReanalyseDataModule(str(store.path), version="newest", **WINDOWS)
+    assert resumed.version == ["later"]
+    with warnings.catch_warnings(action="error"):
+        resumed.load_state_dict(begun.state_dict())
+    assert resumed.version == ["before"]
+
+
+def test_versions_have_names(model: MuZero, tmp_path: Path) -> None:
+    store = catch(tmp_path / "store", 0, 60)
+    reanalyse(store, model, None, "2.0", tmp_path / "parts", CPU, step=1)
+    assert ReanalyseDataModule(str(store.path), version=2.0, **WINDOWS).version == ["2.0"]
+    for name in ("", "../reanalysed_value/2.0", "mine.tmp1"):
+        with pytest.raises(UserError, match="must be a name of letters"):
+            ReanalyseDataModule(str(store.path), version=name, **WINDOWS)
+
+
+def test_targets_that_are_no_numbers_are_told(store: Store, model: MuZero) -> None:
+    """Though all that the network gives is finite."""
+    data = ReanalyseDataModule(str(store.path), **WINDOWS)
+    segment = batch(data)
+
+    def overflown(recurrent: Any, root: Any, **given: Any) -> Any:
+        def large(state: Any, action: Any) -> Any:
+            output, state = recurrent(state, action)
+            return output._replace(reward=torch.full_like(output.reward, 3e38), value=output.reward + 3e38), state
+
+        return gumbel_search(large, root, 6, **given)
+
+    with pytest.raises(UserError, match="in batch 3 .*that the search gives is no finite number"):
+        data.targeted(segment, learner(model, search=overflown))
+
+
 def test_chunks_hold_every_row_once(store: Store) -> None:
     chunks = Chunks(store, 2, 3)
     rows = np.concatenate([c.number[c.segment.mask[:, 1:]].numpy() for c in (chunks[k] for k in range(len(chunks)))])
@@ -383,9 +446,8 @@ def test_a_network_without_numbers_is_told(store: Store, model: MuZero, tmp_path
     where = r"in batch 3 \(optimizer step 4, rank 0\): the model's "
     with pytest.raises(UserError, match=where + r"prior_logits is no finite number in row \d+"):
         data.targeted(batch(data), learner(model, step=4))
-    with pytest.raises(
-        UserError, match=r"in chunk 0 of .*catch: the model's prior_logits is no finite number in row 0"
-    ):
+    told = "in chunk 0 of .*catch, searched by the model of step 0: .* prior_logits is no finite number in row 0"
+    with pytest.raises(UserError, match=told):
         reanalyse(store, model, searching(GUMBEL), "broken", tmp_path, CPU, step=0)
     with torch.no_grad():
         model.policy.output.weight.zero_()

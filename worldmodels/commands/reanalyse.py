@@ -1,7 +1,6 @@
 """Search a whole store again with a trained MuZero: fresh targets for its policy and value, kept beside it."""
 
 import hashlib
-import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +9,6 @@ from omegaconf import DictConfig
 
 from worldmodels.commands._results import write_metrics
 from worldmodels.config import command, plain
-from worldmodels.types import UserError
 
 
 @command("reanalyse")
@@ -21,6 +19,7 @@ def main(cfg: DictConfig) -> None:
     from worldmodels.data.disk import on_disk
     from worldmodels.data.mixing import check_fits
     from worldmodels.data.store import Store
+    from worldmodels.data.targets import check_version
     from worldmodels.data.transforms import Transform
     from worldmodels.hardware import accelerator, tune_allocator
     from worldmodels.learners.muzero import load_muzero, refuse_more, searching, takes_gumbel
@@ -39,15 +38,15 @@ def main(cfg: DictConfig) -> None:
     facts |= {"gamma": model.gamma, "clip_rewards": given["clip_rewards"]}
     made_by = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
     version = f"{made_by}-{step}-{store.sealed_lengths.sum()}" if cfg.version is None else str(cfg.version)
-    if not re.fullmatch(r"\w[\w.-]*", version) or version == "newest":
-        raise UserError(f"version={version} must be a name of letters, digits, '-', '_' and '.', and not newest")
+    check_version(version)
     out = Path(cfg.out).absolute()
     device = accelerator(cfg.trainer.accelerator)
     if device == "cpu":
         tune_allocator()
     trainer = {**plain(cfg.trainer), "accelerator": device}
     place = (version, out / "parts" / made_by, trainer, noise, cfg.windows, transform)
-    rows = reanalyse(store, model, searching(search), *place, **facts)
+    facts.pop("step")
+    rows = reanalyse(store, model, searching(search), *place, step=step, **facts)
     if rows:  # nothing on the ranks that only help
         for folder in (out / "parts" / made_by, out / "parts"):
             with suppress(OSError):  # of another search that is not done

@@ -32,7 +32,8 @@ from worldmodels.types import Segment, UserError
 
 SOURCE, AGE = "target_source", "target_age"
 """Side columns (B, T) int64: where a target is from, `LOGGED`, `STORED` or `FRESH`, and how many optimizer steps ago
-the network that searched it was the newest; 0 for what was logged, and where that network had seen more steps."""
+the network that searched it was the newest; 0 for what was logged, and where that network had seen more steps. Of
+targets that another training wrote it is the difference of the two counts of steps, and no age."""
 LOGGED, STORED, FRESH = range(3)
 
 
@@ -71,7 +72,7 @@ def search_rows(
         where: the windows are, for the error.
 
     Raises:
-        UserError: the network gave a number that is not finite; told by the search.
+        UserError: the network or the search gave a number that is not finite.
     """
     with expand_once(model):
         try:
@@ -90,7 +91,14 @@ def _searched(
         place = model.places(segment)[:, list(rows)].flatten()[flat]
         return Searched(F.one_hot(place, len(model.actions)).float(), root.value.float())
     found = search(model.recurrent, root, noise=noise)
-    return Searched(found.action_weights.float(), found.value.float())
+    searched = Searched(found.action_weights.float(), found.value.float())
+    for name, target in searched._asdict().items():
+        if not target.isfinite().all():
+            raise UserError(
+                f"the {name} that the search gives is no finite number, while all that it was given is: "
+                "rewards and values are too large for the type of their numbers; look at what the heads predict"
+            )
+    return searched
 
 
 class ReanalyseDataModule(StoreDataModule):
@@ -107,8 +115,8 @@ class ReanalyseDataModule(StoreDataModule):
     Args:
         store: as in `StoreDataModule`.
         fraction: the reanalyse fraction, 0 to 1.
-        version: of the side columns; "newest" for the one that is newest now, or null for none. Of several stores a
-            list, one for each; what is replayed has none.
+        version: of the side columns; "newest" for the one that is newest when training begins, or null for none. Of
+            several stores a list, one for each; what is replayed has none.
         search_from: batch from which on windows are searched again. Before it all have stored or logged targets, so
             that the first searches are by a network that knows something.
         settings: as of `StoreDataModule`.
@@ -122,7 +130,7 @@ class ReanalyseDataModule(StoreDataModule):
         self,
         store: str | Sequence[str],
         fraction: float = 1.0,
-        version: str | int | Sequence[str | int | None] | None = None,
+        version: str | float | Sequence[str | float | None] | None = None,
         search_from: int = 0,
         **settings: Any,
     ) -> None:
@@ -133,11 +141,12 @@ class ReanalyseDataModule(StoreDataModule):
         self.keep_starts = True
         self.fraction, self.search_from = fraction, search_from
         stores, learned = (s.stores if isinstance(s, Mixture) else [s] for s in (self.store, self.learned))
-        versions = [version] * len(stores) if version is None or isinstance(version, str | int) else list(version)
+        one = version is None or isinstance(version, str | int | float)  # 2.0 is a name like any other
+        versions = [version] * len(stores) if one else list(version)
         if len(versions) != len(stores):
             raise UserError(f"data.version={versions} must name one version, or one for each of {len(stores)} stores")
-        names = [None if v is None else str(v) for v in versions] + [None] * (len(learned) - len(stores))
-        self._stores, self.version = learned, [pinned(s, v) for s, v in zip(learned, names, strict=True)]
+        self._asked = [None if v is None else str(v) for v in versions] + [None] * (len(learned) - len(stores))
+        self._stores, self.version = learned, [pinned(s, v) for s, v in zip(learned, self._asked, strict=True)]
         self._logged: Logged | None = None
 
     def versions(self) -> list[dict[str, Any]]:
@@ -246,6 +255,14 @@ class ReanalyseDataModule(StoreDataModule):
             if version is not None and (fresh := store.side_about(COLUMNS["value"], version).get("fresh")):
                 ranges.append(first + np.arange(*fresh))
         return np.concatenate(ranges)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the batch after the last one used, by the targets that were the newest when training began."""
+        begun = zip(self._stores, self._asked, state_dict.get("version", ()), strict=False)
+        for place, (store, asked, version) in enumerate(begun):
+            if asked == "newest":
+                self.version[place] = pinned(store, version)
+        super().load_state_dict(state_dict)
 
     def _origin(self) -> dict[str, Any]:
         later = {"search_from": self.search_from} if self.search_from else {}

@@ -57,6 +57,11 @@ def write(
         kind["about"] = dict(about or {})
         table = {"segments": [s.name for s in segments], "files": file_table(tmp)}
         write_json(tmp / "MANIFEST.json", kind | table, checksum=True)
+    mark_latest(path)
+
+
+def mark_latest(path: Path) -> None:
+    """Have the version `path` of a column be its newest."""
     write_json(path.parent / "LATEST", {"version": path.name}, checksum=True)
 
 

@@ -3,6 +3,7 @@
 Legend: N rows, E episodes, A actions of the model.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -113,10 +114,12 @@ def pinned(store: Store, version: str | None) -> str | None:
     """The version itself, once it is known to be of this store.
 
     Raises:
-        UserError: it is not there, or was made of another store or by another kind of model.
+        UserError: it is no name, is not there, or was made of another store or by another kind of model.
     """
     if version is None:
         return None
+    if version != "newest":
+        check_version(version)
     about = store.side_about(COLUMNS["value"], None if version == "newest" else version)
     if about.get("family") != FAMILY or about.get("store") != store.uuid:
         raise UserError(
@@ -125,6 +128,18 @@ def pinned(store: Store, version: str | None) -> str | None:
             f"checkpoint=... store={store.path}"
         )
     return about["version"]
+
+
+def check_version(version: str) -> None:
+    """Refuse what cannot name a version of targets.
+
+    Raises:
+        UserError: it is no plain name, or one that means another.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", version) or version == "newest" or ".tmp" in version:
+        raise UserError(
+            f"version={version} must be a name of letters, digits, '-', '_' and '.', and not newest nor with .tmp"
+        )
 
 
 def about_targets(store: Store, version: str, actions: Sequence[int], **facts: Any) -> Mapping[str, Any]:

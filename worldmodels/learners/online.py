@@ -26,6 +26,7 @@ from worldmodels.evaluation.protocols import check_actions, make_rules
 from worldmodels.evaluation.scores import game_facts
 from worldmodels.learners.acting import DRAWING
 from worldmodels.learners.fit import fit
+from worldmodels.learners.muzero import refuse_more, searching
 from worldmodels.learners.playing import Play, play_card
 from worldmodels.learners.run_folder import clear
 from worldmodels.types import UserError
@@ -155,6 +156,8 @@ def _ready(settings: dict[str, Any], logs: list[str], card: Mapping[str, Any] | 
     allowed = rules.allowed(minimal)
     learner["actions"] = sorted(set(learner["actions"] or allowed))
     check_actions(learner["actions"], allowed, rules)
+    searching(learner["search"])  # what it refuses is told before anything is played
+    refuse_more(learner["search"], len(learner["actions"]))
     own = play_card(log, rules, learner["actions"], settings["seed"], learner["search"])
     if logs:
         check_fits(stores.card, own, "new play of the game, which it is to be mixed with,", mend="leave store=... out")

@@ -9,11 +9,13 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, RichProgressBar
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from worldmodels.data.disk import atomic, remove
 from worldmodels.data.reanalyse import search_rows
+from worldmodels.data.side import mark_latest
 from worldmodels.data.store import Store
 from worldmodels.data.targets import COLUMNS, about_targets
 from worldmodels.data.transforms import Transform
@@ -90,13 +92,15 @@ class Reanalyser(L.LightningModule):
         search: with its settings; None: the logged action, and the model's own value.
         noise_key: as in `MuZeroLearner.noise_key`.
         chunks: those that are left.
+        step: of the training that made the model, for errors.
     """
 
     def __init__(
-        self, model: MuZero, search: Planner | None, noise_key: tuple[int, ...] | None, chunks: Chunks
+        self, model: MuZero, search: Planner | None, noise_key: tuple[int, ...] | None, chunks: Chunks, step: int
     ) -> None:
         super().__init__()
-        self.model, self.search, self.noise_key, self.chunks = model.eval(), search, noise_key, chunks
+        self.model, self.search, self.noise_key = model.eval(), search, noise_key
+        self.chunks, self.step = chunks, step
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def predict_dataloader(self) -> DataLoader:
@@ -115,7 +119,7 @@ class Reanalyser(L.LightningModule):
         noise = None
         if self.noise_key is not None:
             noise = row_gumbel(number, len(self.model.actions), *self.noise_key).to(self.device)
-        where = f"in chunk {chunk.index} of {self.chunks.store.path}"
+        where = f"in chunk {chunk.index} of {self.chunks.store.path}, searched by the model of step {self.step}"
         found = search_rows(self.model, segment, rows, chosen, self.search, noise, where)
         return {"index": chunk.index, "rows": number, "policy": found.policy.cpu(), "value": found.value.cpu()}
 
@@ -152,6 +156,8 @@ def reanalyse(
     noise_key: tuple[int, ...] | None = None,
     windows: int = 16,
     transform: Transform = AS_LOGGED,
+    *,
+    step: int,
     **facts: Any,
 ) -> int:
     """Write `version` of the side columns `reanalysed_policy` and `reanalysed_value`; what is done is not done again.
@@ -168,14 +174,15 @@ def reanalyse(
         noise_key: as in `MuZeroLearner.noise_key`.
         windows: of 16 rows a chunk.
         transform: of the frames, as the model saw them in training.
-        facts: what is kept beside the columns, the `step` of the training among it.
+        step: of the training that made the model.
+        facts: what else is kept beside the columns.
 
     Returns:
         The number of rows that have targets, on rank 0, and 0 on the others.
 
     Raises:
-        UserError: nothing is sealed, the version is there and other, the disk refuses, or the model gives a number that
-            is not finite.
+        UserError: nothing is sealed, the version is there and other, Lightning refuses `trainer`, the disk refuses, or
+            the model gives a number that is not finite.
         KeyboardInterrupt: stopped; what is done is kept.
     """
     quiet()
@@ -183,27 +190,33 @@ def reanalyse(
     count = int(whole.offsets[-1])
     if not count:
         raise UserError(f"no episode of the store {store.path} is sealed yet; end its writing, or open it for writing")
-    engine = L.Trainer(
-        **trainer,
-        logger=False,
-        enable_checkpointing=False,
-        use_distributed_sampler=False,
-        callbacks=[Parts(folder := folder / f"{store.uuid}-{count}-{windows}"), RichProgressBar()],
-        default_root_dir=folder,
-    )
-    about = about_targets(store, version, model.actions, sealed=count, **facts)
+    folder = folder / f"{store.uuid}-{count}-{windows}"
+    try:
+        engine = L.Trainer(
+            **trainer,
+            logger=False,
+            enable_checkpointing=False,
+            use_distributed_sampler=False,
+            callbacks=[Parts(folder), RichProgressBar()],
+            default_root_dir=folder,
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise UserError(f"Lightning refuses the settings of trainer: {error}") from error
+    about = about_targets(store, version, model.actions, sealed=count, step=step, **facts)
     missing = [name for name in COLUMNS if not _there(store, COLUMNS[name], version, about)]
     if not missing:
         if not engine.is_global_zero:
             return 0
-        remove(folder)  # killed before it could be
+        if folder.exists():  # killed when the columns were there
+            _make_newest(store, version)
+            remove(folder)
         return int(store.side(COLUMNS["value"], version).count())
     folder.mkdir(parents=True, exist_ok=True)
     left = [k for k in range(whole.count) if not (folder / f"{k:07d}.npz").exists()]
     if left:
         chunks = Chunks(store, model.frames, windows, transform, left)
         try:
-            engine.predict(Reanalyser(model, search, noise_key, chunks), return_predictions=False)
+            engine.predict(Reanalyser(model, search, noise_key, chunks, step), return_predictions=False)
         except SystemExit as stop:  # Lightning's answer to Ctrl-C and SIGTERM
             raise KeyboardInterrupt from stop
     engine.strategy.barrier()
@@ -216,8 +229,14 @@ def reanalyse(
     rows, policy, value = (np.concatenate(column) for column in zip(*parts, strict=True))
     for name in missing:
         store.write_side(COLUMNS[name], version, rows, {"policy": policy, "value": value}[name], about)
+    _make_newest(store, version)  # a column may have been written before this call, and not been told of
     remove(folder)
     return len(rows)
+
+
+def _make_newest(store: Store, version: str) -> None:
+    for name in COLUMNS.values():
+        mark_latest(store.path / "side" / name / version)
 
 
 def _there(store: Store, name: str, version: str, about: Mapping[str, Any]) -> bool:

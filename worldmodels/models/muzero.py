@@ -344,9 +344,12 @@ class MuZero(nn.Module):
     # Training
 
     def rows(self) -> tuple[range, range]:
-        """Rows of a window whose `target_policy`, and whose `target_value`, the loss needs."""
+        """Rows of a window whose `target_policy`, and whose `target_value`, the loss needs.
+
+        Where an episode was cut, values are bootstrapped from any row up to `td_steps` later.
+        """
         first, last = self.frames - 1, self.frames + self.unroll
-        values = range(first + self.td_steps, last + self.td_steps)
+        values = range(min(first + self.td_steps, last), last + self.td_steps)
         return range(first, last), values if self.search_value == 0 else range(first, values.stop)
 
     @property

@@ -7,7 +7,19 @@ import torch
 from torch import Tensor
 
 from worldmodels.planning.torch_tree import completed_q, halving_score, scaled
-from worldmodels.planning.tree import Halving, Plot, Root, SearchResult, best_of, check, grow, legal_logits, sparing
+from worldmodels.planning.tree import (
+    Halving,
+    Plot,
+    Root,
+    SearchResult,
+    best_of,
+    check,
+    check_finite,
+    check_noise,
+    grow,
+    legal_logits,
+    sparing,
+)
 from worldmodels.types import Recurrent, UserError
 
 MAX_CONSIDERED = 16
@@ -59,13 +71,13 @@ def gumbel_search(
     max_considered = MAX_CONSIDERED if max_considered is None else max_considered
     if type(max_considered) is not int or max_considered < 1:
         raise UserError(f"max_considered={max_considered} must be a whole number of at least 1")
+    check_finite(visit_offset=visit_offset, value_scale=value_scale)
     logits = legal_logits(root.prior_logits, invalid)
     if noise is None and generator is not None:
         noise = gumbel_noise(logits, generator)
     bonus = logits - logits.amax(-1, keepdim=True)
     if noise is not None:
-        if noise.shape != logits.shape:
-            raise UserError(f"noise has shape {tuple(noise.shape)}; give one draw an action: {tuple(logits.shape)}")
+        check_noise(noise, logits)
         bonus = noise.to(logits.dtype) + bonus
     table = considered_visits(max_considered, num_simulations)
     considered = table.to(logits.device)[(~logits.isneginf()).sum(-1).clamp(max=max_considered)]

@@ -4,7 +4,19 @@ import torch
 from torch import Tensor
 
 from worldmodels.planning.gumbel import gumbel_noise
-from worldmodels.planning.tree import OUTPUTS, Root, SearchResult, Tree, bad_number, best_of, check, legal_logits, wrong
+from worldmodels.planning.tree import (
+    OUTPUTS,
+    Root,
+    SearchResult,
+    Tree,
+    bad_number,
+    best_of,
+    check,
+    check_finite,
+    check_noise,
+    legal_logits,
+    wrong,
+)
 from worldmodels.types import Recurrent, UserError
 
 
@@ -36,6 +48,7 @@ def one_step_search(
         UserError: a setting is out of range, shapes do not agree, a root has no legal action, or the model returns NaN.
     """
     check(root, 1, None, ties, invalid=invalid)
+    check_finite(clip=clip, temperature=temperature)
     if clip <= 0 or temperature <= 0:
         raise UserError(f"clip={clip} and temperature={temperature} of a one-step search must be above 0")
     logits = legal_logits(root.prior_logits, invalid)
@@ -52,6 +65,8 @@ def one_step_search(
     improved = logits.log_softmax(-1) + better
     if noise is None and generator is not None:
         noise = gumbel_noise(logits, generator)
+    if noise is not None:
+        check_noise(noise, logits)
     chosen = best_of(improved if noise is None else improved + noise, ties)
     weights = improved.softmax(-1)
     first = root.value[:, None]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from worldmodels.planning.gumbel import gumbel_noise
-from worldmodels.planning.tree import Root, SearchResult, Tree, best_of, check, legal_logits
+from worldmodels.planning.tree import Root, SearchResult, Tree, best_of, check, check_noise, legal_logits
 from worldmodels.types import Recurrent, UserError
 
 
@@ -39,6 +39,8 @@ def prior_search(
     logits = legal_logits(root.prior_logits, invalid)
     if noise is None and generator is not None:
         noise = gumbel_noise(logits, generator)
+    if noise is not None:
+        check_noise(noise, logits)
     chosen = logits if noise is None or temperature == 0 else logits + temperature * noise
     visits, value = torch.zeros_like(logits, dtype=torch.int64), root.value[:, None]
     alone = torch.full_like(value, -1, dtype=torch.int64)

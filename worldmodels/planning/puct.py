@@ -3,7 +3,19 @@
 import torch
 from torch import Tensor
 
-from worldmodels.planning.tree import Plot, Puct, Root, SearchResult, best_of, check, grow, legal_logits, sparing
+from worldmodels.planning.tree import (
+    Plot,
+    Puct,
+    Root,
+    SearchResult,
+    best_of,
+    check,
+    check_finite,
+    check_noise,
+    grow,
+    legal_logits,
+    sparing,
+)
 from worldmodels.types import Recurrent, UserError
 
 
@@ -51,6 +63,7 @@ def puct_search(
         UserError: a setting is out of range, shapes do not agree, a node has no legal action, or the model returns NaN.
     """
     check(root, num_simulations, max_depth, ties, invalid=invalid, invalid_inside=invalid_inside)
+    check_finite(dirichlet_alpha=dirichlet_alpha, temperature=temperature, pb_c_init=pb_c_init, pb_c_base=pb_c_base)
     if not 0 <= dirichlet_fraction <= 1:
         raise UserError(f"dirichlet_fraction={dirichlet_fraction} must lie between 0 and 1")
     for name, number in (("dirichlet_alpha", dirichlet_alpha), ("pb_c_base", pb_c_base)):
@@ -63,8 +76,7 @@ def puct_search(
     if noise is None and generator is not None:
         noise = dirichlet_noise(legal.to(logits.dtype) * dirichlet_alpha, generator)
     if noise is not None:
-        if noise.shape != logits.shape:
-            raise UserError(f"noise has shape {tuple(noise.shape)}; give one draw an action: {tuple(logits.shape)}")
+        check_noise(noise, logits)
         # of all actions, as mctx has it: what an illegal action takes is shared out again by the softmax of the tree
         prior = torch.softmax(root.prior_logits.detach().to(logits.dtype), -1)
         mixed = (1 - dirichlet_fraction) * prior + dirichlet_fraction * noise.to(logits.dtype)

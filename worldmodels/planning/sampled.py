@@ -1,5 +1,7 @@
 """Sampled MuZero, for action sets that are too large to search: Hubert et al. 2021, arXiv 2104.06303."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -62,8 +64,8 @@ def sampled_search(
     check(root, num_simulations, max_depth, ties, invalid=invalid, invalid_inside=invalid_inside)
     if type(samples) is not int or samples < 1:
         raise UserError(f"samples={samples} must be a whole number of at least 1")
-    if not sample_temperature > 0:
-        raise UserError(f"sample_temperature={sample_temperature} must be above 0")
+    if not 0 < sample_temperature < math.inf:
+        raise UserError(f"sample_temperature={sample_temperature} must be above 0 and finite")
     logits = legal_logits(root.prior_logits, invalid)
     shape = (len(logits), num_simulations + 1, samples)
     if draws is None and generator is not None:
@@ -114,10 +116,11 @@ def sampled_logits(logits: Tensor, samples: int, tau: float, uniform: Tensor | N
         kept = torch.zeros_like(logits, dtype=torch.bool)
         kept.scatter_(-1, logits.topk(min(samples, logits.shape[-1])).indices, True)
         return logits.masked_fill(~kept, -torch.inf)
-    sharp = torch.log_softmax(logits / tau, -1)
+    sharp = torch.log_softmax(logits / tau, -1)  # NaN where no action is legal, which the search tells
     edges = sharp.exp().cumsum(-1)
     # scaled, so that rounding leaves no draw above the last edge; an illegal action has no width and is not found
     drawn = torch.searchsorted(edges, uniform.to(edges.dtype) * edges[:, -1:], right=True)
     drawn = drawn.clamp(max=logits.shape[-1] - 1)
     count = torch.zeros_like(logits).scatter_add_(-1, drawn, torch.ones_like(uniform, dtype=logits.dtype))
-    return torch.where(count > 0, (count / samples).log() - sharp + torch.log_softmax(logits, -1), -torch.inf)
+    weighed = (count / samples).log() - sharp + torch.log_softmax(logits, -1)
+    return torch.where((count > 0) & ~logits.isneginf(), weighed, -torch.inf)

@@ -4,6 +4,7 @@ Shapes: B roots, A actions, n simulations, N = n + 1 nodes. Node 0 is the root, 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
@@ -149,7 +150,7 @@ def grow(recurrent: Recurrent, state: State, plot: Plot, backend: str) -> tuple[
     """Run the simulations. The state that `recurrent` is given is overwritten by the next simulation.
 
     Raises:
-        UserError: the model returns what is no number, or a node without a legal action.
+        UserError: the model returns what is no number or of another shape, or a node without a legal action.
     """
     batch, n = len(plot.value), plot.simulations
     for k, v in state.items():
@@ -168,11 +169,23 @@ def grow(recurrent: Recurrent, state: State, plot: Plot, backend: str) -> tuple[
         for k, v in flat.items():
             torch.index_select(v, 0, rows, out=gathered[k])
         output, new = recurrent(gathered, action)
+        if not simulation:
+            _check_model(plot, state, output, new)
         trees.expand(output)
         if simulation + 1 < n:
             for k, slot in slots.items():
                 slot[simulation + 1].copy_(new[k])
     return trees.finish()
+
+
+def _check_model(plot: Plot, state: State, output: RecurrentOutput, new: State) -> None:
+    for name, tensor in zip(OUTPUTS, output, strict=True):
+        wanted = plot.logits.shape if name == "prior_logits" else plot.value.shape
+        if tensor.shape != wanted:
+            raise UserError(f"the model gives {name} {tuple(tensor.shape)}; give {tuple(wanted)} for these roots")
+    shapes = [{k: tuple(v.shape) for k, v in one.items()} for one in (state, new)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"the model was given a state of {shapes[0]} and gives one of {shapes[1]}; give one alike")
 
 
 def sparing(search: Search) -> Search:
@@ -243,6 +256,29 @@ def check(
     for name, tensor in (("prior_logits", root.prior_logits), ("value", root.value)):
         if wrong(name, tensor).any():
             raise UserError(bad_number(name, int(wrong(name, tensor).nonzero()[0, 0]), None))
+
+
+def check_finite(**settings: float) -> None:
+    """Refuse settings of a search that are no finite numbers.
+
+    Raises:
+        UserError: one is not.
+    """
+    for name, number in settings.items():
+        if not math.isfinite(number):
+            raise UserError(f"{name}={number} must be a finite number")
+
+
+def check_noise(noise: Tensor, logits: Tensor) -> None:
+    """Refuse draws that are not one finite number for each of the `logits` (B, A).
+
+    Raises:
+        UserError: they are not.
+    """
+    if noise.shape != logits.shape:
+        raise UserError(f"noise has shape {tuple(noise.shape)}; give one draw an action: {tuple(logits.shape)}")
+    if not noise.isfinite().all():
+        raise UserError("noise holds what is no finite number; give one draw an action")
 
 
 def slack(dtype: torch.dtype) -> float:
