@@ -12,9 +12,10 @@ All runs of a log have networks of about as many parameters (within 3 %, and the
   the arithmetic of c4's training pays for; both with the longest log alone. All others have as many optimizer steps;
 - random: no network.
 
-Each plays the mazes of its log as they stood, the same mazes turned by a quarter, a half and three quarters, and mazes
-that it has never seen. Games of the same seed and number begin alike, and differences are those of such pairs. Logs of
-several lengths say how much play a return takes (`data_ratio`).
+Each plays, by its search, the mazes of its log as they stood, the same mazes turned by a quarter, a half and three
+quarters, and mazes that it has never seen, these also by the likeliest action of its policy alone (`policy`). Games of
+the same seed and number begin alike, and differences are those of such pairs. Logs of several lengths say how much play
+a return takes (`data_ratio`).
 
 Two further games are parts of their own: breakout, in benchmarks/equivariance_atari.py, and chaser, which is run only
 where --only asks for it, in benchmarks/equivariance_chaser.py.
@@ -28,7 +29,7 @@ of 1,000 steps (2,500 of such steps are a quarter of an hour on two cores) and t
 core. With the parts shared by two cores all of it is about 3.4 hours.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,10 @@ from benchmarks import equivariance_chaser as chaser
 from benchmarks.paired import games_of, minus, share_equal
 from benchmarks.runs import Runs, command_line, logged_returns, made, means, told
 from worldmodels.data.disk import read_json
-from worldmodels.data.reanalyse import search_rows
 from worldmodels.data.sampling import even_windows
 from worldmodels.data.store import Store
 from worldmodels.evaluation.pictures import plot
-from worldmodels.learners.muzero import load_muzero, searching
+from worldmodels.learners.muzero import load_muzero
 from worldmodels.models.muzero import MuZero
 
 RUNS = {
@@ -58,8 +58,9 @@ PAID_AS_C4 = {"turned_time": "turned", "plain_flops": "plain"}
 """Runs that are given what c4 costs, and whose settings they have."""
 RANDOM = "random"
 ALL = (*RUNS, *PAID_AS_C4, RANDOM)
-PLAYED = {f"turned {90 * k}": {"orientation": k} for k in range(4)} | {"unseen": {"unseen": True}}
-"""Where a run is played, by the settings of the game that differ from its log's."""
+PLAYED = {f"turned {90 * k}": [f"env={{orientation:{k}}}"] for k in range(4)} | {"unseen": ["env={unseen:true}"]}
+PLAYED["policy"] = [*PLAYED["unseen"], "planner=prior", "planner.temperature=0"]
+"""Where and how a run is played."""
 TURNED = ("turned 90", "turned 180", "turned 270")
 
 
@@ -84,7 +85,7 @@ class Budget:
     seeds: int
 
 
-FULL = Budget((10_000, 20_000), mazes=10, train=1200, games=20, limit=500, seeds=3)
+FULL = Budget((40_000, 80_000), mazes=10, train=1500, games=20, limit=500, seeds=3)
 QUICK = Budget((3000,), mazes=10, train=30, games=3, limit=200, seeds=1)
 
 
@@ -106,7 +107,8 @@ class Mazes(Runs):
     def store(self, log: str) -> Path:
         """The log, made where it is not there."""
         steps = int(log.removeprefix("log"))
-        return self.collect("maze", steps, f"source.mazes={self.budget.mazes}", out=self.root / log / "log")
+        settings = ["source.cells=9", "source.size=9", f"source.mazes={self.budget.mazes}"]
+        return self.collect("maze", steps, *settings, out=self.root / log / "log")
 
     def trained(self, log: str, name: str, seed: int) -> Path:
         """The checkpoint of a run, trained where it is not."""
@@ -126,8 +128,7 @@ class Mazes(Runs):
             if name == "turned_time":
                 costs.append(read_json(checkpoint.with_name("metrics.json"))["cpu_seconds"])
             else:
-                model, given = load_muzero(checkpoint)
-                costs.append(arithmetic(model, given["search"], self.store(log)))
+                costs.append(arithmetic(load_muzero(checkpoint)[0], self.store(log)))
         return round(self.budget.train * costs[0] / costs[1])
 
     def play(self) -> None:
@@ -136,26 +137,26 @@ class Mazes(Runs):
             player = [f"store={self.store(log)}", "policy=random"]
             if name != RANDOM:
                 player = [f"checkpoint={self.trained(log, name, seed)}"]
-            for place, env in PLAYED.items():
-                arguments = [*player, "game=maze", "protocol=store", f"agent={name}", "films=0"]
+            for place, how in PLAYED.items():
+                if name == RANDOM and place == "policy":
+                    continue
+                arguments = [*player, *how, "game=maze", "protocol=store", f"agent={name}", "films=0"]
                 arguments += [
                     f"seed={seed}",
                     f"episodes={self.budget.games}",
                     f"slots={self.budget.games}",
                     f"protocol.time_limit={self.budget.limit}",
                 ]
-                told_env = ",".join(f"{k}:{str(v).lower()}" for k, v in env.items())
-                out = self.root / log / name / str(seed) / place.replace(" ", "_")
-                self.run("evaluate", *arguments, f"env={{{told_env}}}", out=out)
+                self.run("evaluate", *arguments, out=self.root / log / name / str(seed) / place.replace(" ", "_"))
 
 
-def arithmetic(model: MuZero, search: Mapping[str, Any], log: Path) -> int:
-    """Floating-point operations of what one window costs in training: its search, and its loss forward and back."""
+def arithmetic(model: MuZero, log: Path) -> int:
+    """Floating-point operations of what one window costs in training: its loss forward and back."""
     model.requires_grad_(True)
-    store, length, rows = Store.open(log), model.least_length, sorted(set().union(*model.rows()))
-    segment = store.read(even_windows(store, store.splits["train"], 1, length), length)
+    store = Store.open(log)
+    starts = even_windows(store, store.splits["train"], 1, model.least_length)
+    segment = store.read(starts, model.least_length)
     with FlopCounterMode(display=False) as counter:
-        search_rows(model, segment, rows, segment.mask[:, rows], searching(search), None)
         model.loss(segment)[0].backward()
     return counter.get_total_flops()
 

@@ -81,10 +81,8 @@ def test_experiment_of_a_search(name: str, tmp_path: Path, catch_store: Path, la
     store = catch_store if name.startswith("catch") else large_store
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         places = [f"experiment={name}", f"store={store}", f"out={tmp_path}", "learner.search.num_simulations=2"]
-        patch = (
-            ["model.sizes.tiny.representation.patch=4"] if name == "maze_muzero" else []
-        )  # its frames are of 15 pixels
-        settings = plain(compose("train", [*places, *QUICK, *SMALL, *patch, "data.batch_size=2"]))
+        searched = ["data.fraction=1", "data.search_from=0", "data.batch_size=2"]
+        settings = plain(compose("train", [*places, *QUICK, *SMALL, *searched]))
     settings["model"] = sized(settings["model"])
     assert fit(settings, tmp_path)["steps"] == 2
     for file in ("best.ckpt", "last.ckpt"):
