@@ -9,7 +9,8 @@ On two cores all of it takes about three hours; --quick makes the same figures w
 The toy is Catch with eight balls an episode, from a log of which no episode has more than 0.6 of the best return and
 whose players go away from the ball more often than to it, so that to do what is mostly done is no good play. All runs
 of a game have the same network, log and number of optimizer steps, and play whole games by the rules of the log. All
-take the best action that they know of, without noise, but `clone`:
+take the best action that they know of, without noise, but `clone`. Freeway's log is of random actions, each held for
+some steps, by which a chicken crosses about once a game:
 
 - clone: the logged actions; its policy is drawn from, since the log's was. clone_greedy: the same network by its
   likeliest actions, as the others act, so that what they are above it is no matter of drawing.
@@ -68,11 +69,14 @@ RUNS = {
 GREEDY = {"clone_greedy": "clone", "prior_greedy": "unplugged"}
 """Runs that are the network of another one, played by its likeliest actions."""
 ATARI = ("clone", "clone_greedy", "rosmo", "unplugged", "prior_greedy")
-FULL = {"catch": Budget(12_000, 2000, 100, 5, tuple(RUNS)), "pong": Budget(100_000, 2500, 20, 3, ATARI)}
-QUICK = {"catch": Budget(2000, 60, 10, 1, tuple(RUNS)), "pong": Budget(6000, 10, 1, 1, ATARI)}
+FULL = {"catch": Budget(12_000, 2000, 100, 5, tuple(RUNS)), "freeway": Budget(100_000, 1000, 20, 3, ATARI)}
+QUICK = {"catch": Budget(2000, 60, 10, 1, tuple(RUNS)), "freeway": Budget(6000, 10, 1, 1, ATARI)}
 PLAYED = {"catch": ["source.balls=8"]}
-LOGS = {"catch": [*PLAYED["catch"], "source.skill=0.3", "source.contrary=0.4", "source.at_most=0.6"]}
-LEARNED = {"catch": ["model.td_steps=1"], "pong": []}
+LOGS = {
+    "catch": [*PLAYED["catch"], "source.skill=0.3", "source.contrary=0.4", "source.at_most=0.6"],
+    "freeway": ["source.mixture={sticky:1.0}"],
+}
+LEARNED = {"catch": ["model.td_steps=1"], "freeway": []}
 """Of all runs of a game. What Catch's players do next says little of what a better one gets."""
 BEST = {"catch": 8.0}
 """The best return there is, where it is known."""
@@ -164,7 +168,7 @@ def show(game: str, figures: dict[str, Any]) -> None:
 
 def main() -> None:
     """Make what is missing, and print every figure and the same as JSON in the last line."""
-    asked = command_line("muzero", __doc__, "pong/clone or catch", "one seed and next to no training")
+    asked = command_line("muzero", __doc__, "freeway/clone or catch", "one seed and next to no training")
     bench = MuZeroBench(asked.root, QUICK if asked.quick else FULL, asked.only)
     asked.publish(made(bench, bench.budgets, figures_of, show))
 
