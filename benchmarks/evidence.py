@@ -33,7 +33,6 @@ from torch import Tensor
 from benchmarks import ddpm, few_step, reference_training
 from benchmarks.results import publish
 from benchmarks.turns import Training, ours, take_turns
-from worldmodels.config import load_learner
 from worldmodels.data.disk import read_json, write_json
 from worldmodels.data.store import Store
 from worldmodels.evaluation.frames import changed_pixels, psnr, squared_error
@@ -41,6 +40,7 @@ from worldmodels.evaluation.pictures import strip
 from worldmodels.evaluation.quality import HORIZONS, rollout_quality
 from worldmodels.evaluation.rollouts import open_loop, window_starts
 from worldmodels.hardware import tune_allocator
+from worldmodels.learners.world_model import load_learner
 from worldmodels.types import WorldModel
 
 BURN_IN, CALLS, SHOWN = 32, (1, 2, 3, 5), (1, 8, 16)

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import psutil
 
-from worldmodels.config import read_checkpoint
 from worldmodels.data.disk import read_json, remove, write_json
+from worldmodels.portable.checkpoints import read_checkpoint
 
 PROBE = 45.0  # seconds of CPU time from which the cost of a step is taken
 MARGIN = 0.95  # of a budget that steps are planned for: validation comes on top of what the probe measures

@@ -20,7 +20,7 @@ _HOME = {
     "LoggedActions": "worldmodels.imagination",
     "RandomPolicy": "worldmodels.imagination",
     "WorldModelLearner": "worldmodels.learners.world_model",
-    "load_learner": "worldmodels.config",
+    "load_learner": "worldmodels.learners.world_model",
     "load_model": "worldmodels.portable.folder",
     "load_policy": "worldmodels.learners.policy",
 }

@@ -4,7 +4,6 @@ import difflib
 import functools
 import importlib
 import os
-import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,8 +37,6 @@ WHOLE = {
 """Settings, of whatever command has them, that are whole numbers (or lists of them), and the least they may be."""
 TRUSTED = ("worldmodels.", "torch.optim.", "torch.nn.", "diffusers.", "lightning.pytorch.")
 """Prefixes of `_target_` that may be built: a yaml or a checkpoint from a stranger must not run code."""
-MODELS = ("worldmodels.models.", "worldmodels.nn.")
-"""The prefixes that the settings of a checkpoint's model may have."""
 HEADS = {"policy": (("head",), "actor_critic or action_values"), "MuZero": (("value", "reward"), "muzero")}
 """Of each kind of policy, the settings that are its heads (nn/heads.py), and the models that there are."""
 
@@ -119,24 +116,6 @@ def build_policy(
     return build(settings, image_channels=obs["channels"], image_size=obs["height"], actions=actions, **heads)
 
 
-def only_models(path: str | Path, settings: Any) -> None:
-    """Refuse a file whose settings would build anything but a model and its parts.
-
-    `TRUSTED` is not enough for files of strangers: this package has functions that delete and download.
-
-    Raises:
-        UserError: naming the file and the target.
-    """
-    if isinstance(settings, list):
-        settings = dict(enumerate(settings))
-    if not isinstance(settings, Mapping):
-        return
-    if not (target := str(settings.get("_target_", MODELS[0]))).startswith(MODELS):
-        raise UserError(f"{path} has _target_ '{target}', which is not trusted; a model is of {' or '.join(MODELS)}")
-    for part in settings.values():
-        only_models(path, part)
-
-
 def sized(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a model with `sizes[size]` merged in, and `size` and `sizes` gone.
 
@@ -150,93 +129,6 @@ def sized(cfg: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"model.size={size} is unknown; choose one of {', '.join(sizes)}")
     whole = [name for name, part in sizes[size].items() if isinstance(part, Mapping) and "_target_" in part]
     return plain(OmegaConf.merge({k: v for k, v in cfg.items() if k not in whole}, sizes[size]))
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Tensors and plain data of a Lightning checkpoint, of a folder of `worldmodels export-model`, or of an adapter.
-
-    They are on the CPU. What fine-tuning changed is merged into the weights, as if it had trained them all, and how it
-    was done is told under `adapt`.
-
-    Raises:
-        UserError: it is missing, truncated, not what its hash says, or holds anything but tensors and plain data, or
-            it is an adapter without its base.
-    """
-    from worldmodels.portable.adapter import is_adapter, merged, read_adapter
-    from worldmodels.portable.folder import folder_of, read_model
-
-    path = Path(path).resolve()
-    if (folder := folder_of(path)) is not None:
-        if is_adapter(folder):
-            return read_adapter(folder)
-        return read_model(folder).checkpoint()
-    checkpoint = read_tensors(path)
-    if not isinstance(checkpoint, dict) or "model" not in checkpoint.get("hyper_parameters", {}):
-        raise UserError(f"{path} is no checkpoint of this program; give the path of a best.ckpt or last.ckpt")
-    only_models(path, checkpoint["hyper_parameters"]["model"])
-    if adapt := checkpoint["hyper_parameters"].pop("adapt", None):
-        try:
-            checkpoint["state_dict"] = merged(checkpoint["state_dict"], adapt["alpha"] / adapt["rank"])
-        except (KeyError, RuntimeError, TypeError, ZeroDivisionError) as error:
-            raise UserError(f"the low-rank changes in {path} are not whole; fine-tune again") from error
-        checkpoint["adapt"] = adapt
-    return checkpoint
-
-
-def read_tensors(path: Path, hint: str = "make one with `worldmodels train experiment=... out=...`") -> Any:
-    """What `torch.save` wrote, if it is tensors and plain data, on the CPU; the `hint` is for those who have no file.
-
-    Raises:
-        UserError: the file is missing, truncated, or holds anything else.
-    """
-    import torch
-
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}; {hint}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors and plain data, so it is not loaded: reading it could run somebody's code"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(
-            f"the checkpoint {path} is truncated or damaged; use another one of its folder, or train again"
-        ) from error
-
-
-def trained_transform(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the frames that a checkpoint learned from, as data/transforms.py has it; none where it does not tell."""
-    data = ("StoreDataModule", "ReanalyseDataModule")
-    return next((stored[name]["transform"] for name in data if "transform" in stored.get(name, {})), {})
-
-
-def load_learner(checkpoint: str | Path) -> Any:
-    """The learner of a world model's checkpoint with its averaged weights, in evaluation mode, on the CPU.
-
-    Raises:
-        UserError: as `read_checkpoint`, it holds a policy or a MuZero, or the weights do not belong to the settings
-            beside them.
-    """
-    from worldmodels.learners.world_model import WorldModelLearner
-
-    stored = read_checkpoint(checkpoint)
-    if "search" in stored["hyper_parameters"]:
-        raise UserError(
-            f"{checkpoint} holds a MuZero, which foresees no frames to judge or to learn a policy from (what a probe "
-            "draws is to look at, by `worldmodels imagine`); play it by `worldmodels evaluate`, or give one of "
-            "`worldmodels train` without learner="
-        )
-    if "actions" in stored["hyper_parameters"]:
-        raise UserError(
-            f"{checkpoint} holds a policy and no world model; give one of `worldmodels train` without learner="
-        )
-    learner = WorldModelLearner(**stored["hyper_parameters"])
-    try:
-        learner.load_state_dict(stored["state_dict"])
-    except (RuntimeError, KeyError) as error:
-        raise UserError(f"the weights in {checkpoint} do not fit the model it describes; train again") from error
-    return learner.eval().requires_grad_(False)
 
 
 def command(

@@ -10,9 +10,11 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from tests.conftest import QUICK, ROOT, write_catch
-from worldmodels.config import load_learner, plain, read_checkpoint, read_tensors, sized
+from worldmodels.config import plain, sized
 from worldmodels.data.store import Store
 from worldmodels.learners.fit import fit
+from worldmodels.learners.world_model import load_learner
+from worldmodels.portable.checkpoints import read_checkpoint, read_tensors
 from worldmodels.portable.export import export_model
 
 RUN = Callable[..., tuple[int, str, str]]

@@ -7,12 +7,12 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from tests.conftest import QUICK, ROOT, write_catch
-from worldmodels.config import build, load_learner, plain, sized
+from worldmodels.config import build, plain, sized
 from worldmodels.learners.acting import muzero_policy
 from worldmodels.learners.building import told_games
 from worldmodels.learners.fit import fit
 from worldmodels.learners.policy import load_policy
-from worldmodels.learners.world_model import WorldModelLearner
+from worldmodels.learners.world_model import WorldModelLearner, load_learner
 
 EVERY = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml"))
 POLICIES = [name for name in EVERY if name.endswith(("_cloning", "_offline_q", "_actor_critic", "_imagination"))]

@@ -12,13 +12,14 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from tests.conftest import QUICK, ROOT
-from worldmodels.config import plain, read_checkpoint, read_tensors, sized
+from worldmodels.config import plain, sized
 from worldmodels.data.sources.catch_play import catch_card, catch_play
 from worldmodels.data.store import Store
 from worldmodels.learners.acting import muzero_policy
 from worldmodels.learners.adapting import METHODS
 from worldmodels.learners.fit import fit
 from worldmodels.learners.muzero import load_muzero
+from worldmodels.portable.checkpoints import read_checkpoint, read_tensors
 from worldmodels.portable.export import export_model
 
 RUN = Callable[..., tuple[int, str, str]]

@@ -14,13 +14,14 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import QUICK, ROOT, environment
-from worldmodels.config import load_learner, plain, sized
+from worldmodels.config import plain, sized
 from worldmodels.data.card import card_digest
 from worldmodels.data.sources.catch_play import catch_card
 from worldmodels.data.store import Store
 from worldmodels.imagination import RandomPolicy, imagine
 from worldmodels.learners.fit import fit
 from worldmodels.learners.policy import load_policy
+from worldmodels.learners.world_model import load_learner
 from worldmodels.portable.adapter import own_digest
 from worldmodels.portable.export import export_model
 from worldmodels.portable.folder import describe, load_model, read_starts

@@ -13,10 +13,10 @@ import torch
 
 from tests.conftest import QUICK
 from tests.integration.test_resume import same
-from worldmodels.config import load_learner
 from worldmodels.data.sources.catch_play import catch_card, catch_play
 from worldmodels.data.store import Store
 from worldmodels.learners.policy import load_policy
+from worldmodels.learners.world_model import load_learner
 from worldmodels.portable.folder import load_model, read_starts
 from worldmodels.types import UserError
 

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from worldmodels.config import build, read_checkpoint
+from worldmodels.config import build
 from worldmodels.data.sources.catch_play import catch_card
 from worldmodels.portable.adapter import base_facts, weights_digest, write_adapter
+from worldmodels.portable.checkpoints import read_checkpoint
 from worldmodels.portable.export import export_model
 from worldmodels.types import UserError
 

@@ -8,7 +8,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from worldmodels import config
-from worldmodels.config import build, conf_dir, dotted, read_checkpoint, sized
+from worldmodels.config import build, conf_dir, dotted, sized
+from worldmodels.portable.checkpoints import read_checkpoint
 from worldmodels.types import UserError
 
 

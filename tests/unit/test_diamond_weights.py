@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.diamond_weights import apart, imported, ours_of
-from worldmodels.config import load_learner
 from worldmodels.data.card import make_card
 from worldmodels.data.sources.reading import game_of, minimal_actions
 from worldmodels.data.store import Store
 from worldmodels.evaluation.scores import game_facts
+from worldmodels.learners.world_model import load_learner
 from worldmodels.portable.diamond import convert, read_agent
 from worldmodels.portable.folder import load_model
 from worldmodels.types import ACTIONS, Episode, UserError

@@ -9,7 +9,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from worldmodels.commands._results import load_fitting
-from worldmodels.config import build, load_learner, plain, read_checkpoint
+from worldmodels.config import build, plain
+from worldmodels.learners.world_model import load_learner
+from worldmodels.portable.checkpoints import read_checkpoint
 from worldmodels.types import ACTIONS, UserError
 
 

@@ -107,7 +107,7 @@ def enter(cfg: DictConfig, device: str = "cpu") -> Entry:
 
 def _trained(cfg: DictConfig, device: str) -> tuple[Any, dict[str, Any]]:
     """The policy of a checkpoint and the card of its log; a MuZero acts by its search, or by the one asked for."""
-    from worldmodels.config import read_checkpoint
+    from worldmodels.portable.checkpoints import read_checkpoint
 
     given = read_checkpoint(cfg.checkpoint)["hyper_parameters"]
     if "search" in given:

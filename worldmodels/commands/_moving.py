@@ -10,7 +10,8 @@ from torch import Tensor
 
 from worldmodels.commands._bases import closed, open_base
 from worldmodels.commands._results import settings_of
-from worldmodels.config import plain, read_tensors
+from worldmodels.config import plain
+from worldmodels.portable.checkpoints import read_tensors
 from worldmodels.types import ACTIONS, UserError
 
 SCRATCH = {"learner": {"adapt": None}, "data": {"replay": {"store": None}}}

@@ -8,8 +8,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from worldmodels.config import load_learner, plain, read_checkpoint, trained_transform
+from worldmodels.config import plain
 from worldmodels.data.disk import make_folder, write_json
+from worldmodels.learners.world_model import load_learner
+from worldmodels.portable.checkpoints import read_checkpoint, trained_transform
 
 FILES = ("checkpoint", "baseline", "lpips", "fvd")
 """Settings that name a file or a model's folder, of whatever command has them."""

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worldmodels.config import load_learner
 from worldmodels.data.mixing import check_fits
 from worldmodels.learners.base import Score
 from worldmodels.learners.cloning import logged_loss
 from worldmodels.learners.policy import Apart, PolicyLearner, load_policy
+from worldmodels.learners.world_model import load_learner
 from worldmodels.models.actor_critic import ActorCritic
 from worldmodels.ops.returns import lambda_returns
 from worldmodels.types import Segment, State, UserError, WorldModel

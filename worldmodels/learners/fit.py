@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from worldmodels import hardware
 from worldmodels.callbacks import AtomicCheckpointIO, Progress
-from worldmodels.config import build, read_checkpoint
+from worldmodels.config import build
 from worldmodels.data.card import check_compatible
 from worldmodels.data.disk import make_folder, write_json
 from worldmodels.learners.base import Learner, Score
@@ -35,6 +35,7 @@ from worldmodels.learners.run_folder import (
     same_model,
     warn_of_differences,
 )
+from worldmodels.portable.checkpoints import read_checkpoint
 from worldmodels.types import UserError
 
 

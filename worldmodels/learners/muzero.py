@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodels.config import build, build_policy, read_checkpoint, trained_transform
+from worldmodels.config import build, build_policy
 from worldmodels.data.mixing import Mixture
 from worldmodels.data.reanalyse import AGE, FRESH, LOGGED, SOURCE, ReanalyseDataModule
 from worldmodels.data.segments import TERMINATED
@@ -21,6 +21,7 @@ from worldmodels.learners.policy import Targeted, check_logged, stored_policy, t
 from worldmodels.learners.world_model import LEAST_PRIORITY
 from worldmodels.models.muzero import MuZero
 from worldmodels.planning.planners import Planner
+from worldmodels.portable.checkpoints import read_checkpoint, trained_transform
 from worldmodels.types import Segment, UserError
 
 PLANNERS = "worldmodels.planning.planners."

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from worldmodels.config import build_policy, read_checkpoint
+from worldmodels.config import build_policy
 from worldmodels.data.mixing import logged_actions
 from worldmodels.data.sampling import even_windows
 from worldmodels.learners.base import Learner
 from worldmodels.models.actor_critic import RecurrentPolicy
+from worldmodels.portable.checkpoints import read_checkpoint
 from worldmodels.types import Segment, UserError
 
 FRAMES = 512

@@ -1,5 +1,6 @@
 """Trains any `WorldModel` on logged segments, and judges it by open-loop rollouts."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from worldmodels.learners.base import Score
 from worldmodels.learners.means import over_games
 from worldmodels.models.reward import doublings_for
 from worldmodels.ops.groups import action_table
+from worldmodels.portable.checkpoints import read_checkpoint
 from worldmodels.types import Segment, UserError
 
 LEAST_PRIORITY = 1e-3  # a window with a perfect prediction is still drawn now and then
@@ -158,3 +160,29 @@ class WorldModelLearner(Adaptable):
         for name, component in self.model.components().items():
             norm = nn.utils.clip_grad_norm_(component.parameters(), clip.get(name, float("inf")))
             self.log(f"train/grad_norm_{name}", norm)
+
+
+def load_learner(checkpoint: str | Path) -> WorldModelLearner:
+    """The learner of a world model's checkpoint with its averaged weights, in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: as `read_checkpoint`, it holds a policy or a MuZero, or the weights do not belong to the settings
+            beside them.
+    """
+    stored = read_checkpoint(checkpoint)
+    if "search" in stored["hyper_parameters"]:
+        raise UserError(
+            f"{checkpoint} holds a MuZero, which foresees no frames to judge or to learn a policy from (what a probe "
+            "draws is to look at, by `worldmodels imagine`); play it by `worldmodels evaluate`, or give one of "
+            "`worldmodels train` without learner="
+        )
+    if "actions" in stored["hyper_parameters"]:
+        raise UserError(
+            f"{checkpoint} holds a policy and no world model; give one of `worldmodels train` without learner="
+        )
+    learner = WorldModelLearner(**stored["hyper_parameters"])
+    try:
+        learner.load_state_dict(stored["state_dict"])
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"the weights in {checkpoint} do not fit the model it describes; train again") from error
+    return learner.eval().requires_grad_(False)

@@ -6,7 +6,7 @@
                           whole tensors in place of others
 
 The base lies beside it: a checkpoint `base.ckpt`, or a folder `base` of `worldmodels export-model`, in the adapter's
-folder or next to it. `config.read_checkpoint` then reads the adapter as the model that the two make. Merging is
+folder or next to it. `read_checkpoint` then reads the adapter as the model that the two make. Merging is
 arithmetic, so that only training needs peft.
 """
 
@@ -80,7 +80,7 @@ def base_facts(checkpoint: str | Path, weights: Mapping[str, Tensor]) -> dict[st
         checkpoint: path of the base.
         weights: of its model, as they lie there.
     """
-    from worldmodels.config import read_checkpoint
+    from worldmodels.portable.checkpoints import read_checkpoint
 
     stored, path = read_checkpoint(checkpoint), Path(checkpoint).resolve()
     card = stored["hyper_parameters"].get("card") or {}
@@ -154,7 +154,7 @@ def write_adapter(
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:
-    """The model that an adapter and the base beside it make, as `config.read_checkpoint` gives it of a checkpoint.
+    """The model that an adapter and the base beside it make, as `read_checkpoint` gives it of a checkpoint.
 
     Raises:
         UserError: it is not as it was written, or the base is missing or another.
@@ -189,7 +189,7 @@ def about_adapter(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is not as it was written, or of another version.
     """
-    from worldmodels.config import only_models
+    from worldmodels.portable.checkpoints import only_models
 
     path = folder / ABOUT
     about = read_json(path)
@@ -233,7 +233,7 @@ def _tensors(folder: Path, about: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _base(folder: Path, about: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings and weights of the base that lies beside an adapter."""
-    from worldmodels.config import read_checkpoint
+    from worldmodels.portable.checkpoints import read_checkpoint
 
     wanted = about["base_sha256"]
     which, hint = f"weights with the SHA-256 {wanted[:12]}...", ""

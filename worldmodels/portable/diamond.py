@@ -20,10 +20,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from worldmodels.config import conf_dir, plain, read_tensors, sized
+from worldmodels.config import conf_dir, plain, sized
 from worldmodels.data.card import make_card
 from worldmodels.data.sources.reading import game_of
 from worldmodels.evaluation.scores import game_facts
+from worldmodels.portable.checkpoints import read_tensors
 from worldmodels.portable.folder import About, describe, rebuild
 from worldmodels.types import ACTIONS, UserError
 

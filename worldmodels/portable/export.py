@@ -5,11 +5,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from worldmodels.config import plain, read_checkpoint, trained_transform
+from worldmodels.config import plain
 from worldmodels.data.disk import read_json
 from worldmodels.data.mixing import check_fits, open_stores
 from worldmodels.data.transforms import Transform
 from worldmodels.evaluation.rollouts import window_starts
+from worldmodels.portable.checkpoints import read_checkpoint, trained_transform
 from worldmodels.portable.folder import describe, digest_of, rebuild, write_model
 from worldmodels.types import Segment, UserError
 

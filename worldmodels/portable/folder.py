@@ -6,7 +6,7 @@
     starts.safetensors   a few windows of logged play that dreams can begin with, where they were asked for
     README.md            the same for people, as the Hugging Face hub shows it (portable/readme.py)
 
-`config.read_checkpoint` reads such a folder as it reads a Lightning checkpoint, so whatever takes one takes the other.
+`read_checkpoint` reads such a folder as it reads a Lightning checkpoint, so whatever takes one takes the other.
 """
 
 import hashlib
@@ -22,11 +22,12 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from worldmodels import __version__
-from worldmodels.config import HEADS, build, build_policy, only_models
+from worldmodels.config import HEADS, build, build_policy
 from worldmodels.data.card import card_digest, validate_card
 from worldmodels.data.disk import atomic, disk_errors, make_folder, on_disk, read_json, write_json
 from worldmodels.portable.adapter import ABOUT as ADAPTER
 from worldmodels.portable.adapter import SEARCH, about_adapter, is_adapter, own_digest, weights_digest
+from worldmodels.portable.checkpoints import only_models
 from worldmodels.portable.readme import readme
 from worldmodels.types import ACTIONS, Segment, UserError
 
@@ -53,7 +54,7 @@ class Portable(NamedTuple):
     weights: dict[str, Tensor]
 
     def checkpoint(self) -> dict[str, Any]:
-        """The same as `config.read_checkpoint` gives it of a Lightning checkpoint, and `about` beside it."""
+        """The same as `read_checkpoint` gives it of a Lightning checkpoint, and `about` beside it."""
         given = {"model": self.about["model"], "card": self.about["card"]}
         if self.about["kind"] in HEADS:
             given["actions"] = self.about["actions"]["legal"]
