@@ -20,11 +20,10 @@ a return takes (`data_ratio`).
 Two further games are parts of their own: breakout, in benchmarks/equivariance_atari.py, and chaser, which is run only
 where --only asks for it, in benchmarks/equivariance_chaser.py.
 
-Cost, by seconds of one core that were measured (plain and turned / encoder / c4): 0.16 / 0.22 / 0.57 a step of
-training, 0.02 / 0.03 / 0.06 an action of 20 games; c4 has 4.5 times plain's arithmetic. For one seed, training is
-1,200 x (0.16 + 0.16 + 0.22 + 0.57) s with either log, and 1,200 x (0.57 + 4.5 x 0.16) s more with the longest, for
-the two runs that are paid what c4 is paid: 4,200 s. Play of 500 steps at most in 5 places is 330 s and 430 s, and 70
-commands that take about 8 s to start are 560 s. That makes 4.6 hours of one core for 3 seeds. Breakout is 9 trainings
+Cost: on a core with other work a step of training took 0.09 s (plain) and 0.28 s (c4), whose arithmetic is 4.5 times
+plain's, and 20 games of 500 steps at most 20 to 30 s and 60 to 80 s. For one seed that is about 1,700 s of training
+with both logs, 1,000 s more of the two runs that are paid what c4 is paid, 2,100 s of play and 600 s in which commands
+start: 4.5 hours of one core for 3 seeds. Breakout is 9 trainings
 of 1,000 steps (2,500 of such steps are a quarter of an hour on two cores) and their play, about 2.2 hours of one
 core. With the parts shared by two cores all of it is about 3.4 hours.
 """

@@ -6,6 +6,7 @@ import torch
 
 from tests.unit.stores import episode, filled
 from worldmodels.data.card import make_card
+from worldmodels.data.datamodule import StoreDataModule
 from worldmodels.data.mixing import Mixture, check_fits, logged_actions, open_stores
 from worldmodels.data.sampling import even_windows, shared_windows
 from worldmodels.data.store import Store
@@ -183,3 +184,19 @@ def test_which_stores(paths, tmp_path):
             open_stores(wrong, Transform())
     with pytest.raises(UserError, match="there is no store at .*/none"):
         open_stores([paths[0], tmp_path / "none"], Transform())
+
+
+def test_a_game_is_drawn_as_often_as_is_asked_for_by_its_name(paths):
+    settings = {"batch_size": 4000, "length": 3, "validation": {"length": 3}}
+
+    def share(**weights):
+        data = StoreDataModule([str(path) for path in paths], weights=weights, **settings)
+        return (next(iter(data.train_dataloader())).side["store"] == 1).float().mean().item()
+
+    assert share(game=0.0) == pytest.approx(0.5, abs=0.03)
+    assert share(game=0.0, games={"pong": 4.0}) == pytest.approx(0.8, abs=0.03)
+    assert share(game=0.0, games=None) == share(game=0.0)
+    unknown, none = ({"tennis": 2.0}, "the names of games in the log"), ({"pong": 0}, "numbers above 0")
+    for wrong, sentence in (unknown, none, (3, "the names of games")):
+        with pytest.raises(UserError, match=sentence):
+            StoreDataModule([str(path) for path in paths], weights={"games": wrong}, **settings)

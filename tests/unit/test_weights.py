@@ -54,6 +54,14 @@ def test_the_very_end_of_the_line_belongs_to_the_last_that_counts(unit):
     assert group.tolist() == [1, 1]
 
 
+def test_games_have_weights_of_their_own():
+    windows, games = np.array([500, 400, 60, 40]), [0, 0, 1, 1]
+    settings = {"game": 0.0, "games": np.array([3.0, 1.0, 7.0])}  # of the third there is nothing here
+    weights = EpisodeWeights(windows, np.array(games), None, settings)
+    group, _ = Choice(windows, weights.of(windows))(RNG(0), DRAWS)
+    check(windows, group, np.array([5 / 9, 4 / 9, 0.6, 0.4]) * [0.75, 0.75, 0.25, 0.25])
+
+
 @pytest.mark.parametrize("exponent, share", [(1.0, [0.9, 0.1]), (0.5, [0.75, 0.25]), (0.0, [0.5, 0.5])])
 def test_games_share_by_the_power_of_their_size(exponent, share):
     windows, games = np.array([500, 400, 60, 40]), [0, 0, 1, 1]
@@ -103,7 +111,7 @@ def test_returns_count_by_rank_in_their_game():
 @pytest.mark.parametrize(
     "settings, match",
     [
-        ({"recent": 1}, "data.weights has no setting 'recent'; it has game, recency, return"),
+        ({"recent": 1}, "data.weights has no setting 'recent'; it has game, games, recency, return"),
         ({"recency": 0}, "data.weights.recency=0 is out of range; it must be a number above 0, or null"),
         ({"return": -1.0}, "data.weights.return=-1.0"),
         ({"return": float("nan")}, "data.weights.return=nan"),

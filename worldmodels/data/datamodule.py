@@ -50,7 +50,7 @@ class StoreDataModule(LightningDataModule):
             windows; the latter two are as in training where they are not given.
         prefetch: batches that are read ahead, by one thread or by each worker.
         replacement: false shows every training window once before any comes again.
-        weights: `game`, `recency` and `return`, as in `EpisodeWeights`.
+        weights: `game`, `recency` and `return`, as in `EpisodeWeights`, and `games`, by their names (others count 1).
         best_share: share of the episodes of each game and split, the best by return, that windows are from.
         priority: `alpha` (None: off), `beta`, `beta_batches` and `block`, as in `Priorities`; `update` is told them.
         relabel: `future`, or a function as those in `RELABEL`, called on every training batch.
@@ -141,7 +141,9 @@ class StoreDataModule(LightningDataModule):
         self.batch_size, self.length, self.left_padding = batch_size, length, left_padding
         self.event_share, self.seed, self.prefetch, self.workers = event_share, seed, max(1, prefetch), workers
         self.event_rows, self.right_padding = event_rows, right_padding
-        self.replacement, self.weights, self.relabel = replacement, dict(weights or {}), relabel
+        self.replacement, self.relabel = replacement, relabel
+        self.weights = {name: value for name, value in (weights or {}).items() if (name, value) != ("games", None)}
+        self._by_number = self._weights()
         self.best_share, self.keep_starts = best_share, False
         self.outcomes = None if ahead is None else Outcomes(self.store, ahead)
         self._drawn = 0
@@ -195,7 +197,7 @@ class StoreDataModule(LightningDataModule):
             rank,
             world,
             self.replacement,
-            self.weights,
+            self._by_number,
             self._games(episodes),
             self.priority,
             lag,
@@ -238,6 +240,17 @@ class StoreDataModule(LightningDataModule):
             order = mine[np.argsort(-returns[mine], kind="stable")]
             chosen.append(order[: max(1, round(self.best_share * len(mine)))])
         return np.sort(episodes[np.concatenate(chosen)])
+
+    def _weights(self) -> dict[str, Any]:
+        """The weights with those of games by their numbers, as the sampler takes them."""
+        named, known = self.weights.get("games"), self.store.card.get("games", [self.store.card["game"]])
+        if named is None:
+            return self.weights
+        if not isinstance(named, Mapping) or not set(named) <= set(known):
+            raise UserError(f"data.weights.games={named} must be numbers by the names of games in the log: {known}")
+        if not all(type(value) in (int, float) and 0 < value < np.inf for value in named.values()):
+            raise UserError(f"data.weights.games={named} must be numbers above 0, such as {{{known[0]}: 2.0}}")
+        return {**self.weights, "games": np.array([named.get(game, 1.0) for game in known])}
 
     def _games(self, episodes: np.ndarray) -> np.ndarray:
         """Number of the game of each episode."""

@@ -84,7 +84,8 @@ class WindowSampler:
             raise UserError(f"event_rows={event_rows} does not fit: at least 1, or null for the whole window")
         priority = {"alpha": None, "beta": None, "beta_batches": None, "block": BLOCK, **(priority or {})}
         prioritised = priority["alpha"] is not None
-        alike = checked(weights or {}) == ALIKE
+        given = checked(weights or {})
+        alike = given["games"] is None and given == ALIKE
         weighed_events = event_share and (priority["beta"] or priority["beta_batches"])
         if (prioritised and (weighed_events or not replacement)) or not (alike or (replacement and not prioritised)):
             raise UserError(

@@ -7,7 +7,7 @@ import numpy as np
 
 from worldmodels.types import UserError
 
-ALIKE = {"game": 1.0, "recency": None, "return": None}
+ALIKE = {"game": 1.0, "games": None, "recency": None, "return": None}
 
 
 class Choice:
@@ -54,9 +54,10 @@ class EpisodeWeights:
         games: (n,) int64, number of the game of each.
         returns: (n,) float64; needed where `settings` has a `return`.
         settings: `game`: a game is drawn in proportion to (number of its windows) ** game, so 1 is uniform over windows
-            and 0 over games; `recency`: episodes (or, below 1, share of the game's episodes) after which an older one
-            counts half; `return`: temperature t at which a window of the game's best episode is exp(1/t) times as
-            likely as one of its worst, the others in between by rank. The latter two are off where they are None.
+            and 0 over games; `games`: times so much, by the number of the game, where it is not None; `recency`:
+            episodes (or, below 1, share of the game's episodes) after which an older one counts half; `return`:
+            temperature t at which a window of the game's best episode is exp(1/t) times as likely as one of its worst,
+            the others in between by rank. The latter two are off where they are None.
 
     Raises:
         UserError: a setting is unknown or out of range.
@@ -79,7 +80,8 @@ class EpisodeWeights:
                 self._inside[mine] *= 0.5 ** (np.arange(len(mine))[::-1] / half)
             if temperature and returns is not None:
                 self._inside[mine] *= np.exp((_ranks(returns[mine]) - 1) / temperature)
-        self._shares = np.bincount(games, windows) ** settings["game"]
+        shares = np.bincount(games, windows) ** settings["game"]
+        self._shares = shares if settings["games"] is None else shares * settings["games"][: len(shares)]
 
     def of(self, counts: np.ndarray) -> np.ndarray:
         """Weight of one thing of each episode (n,), where the episodes have `counts` (n,) of them."""
@@ -98,6 +100,8 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := set(given) - set(ALIKE):
         raise UserError(f"data.weights has no setting {min(unknown)!r}; it has {', '.join(ALIKE)}")
     for name, value in given.items():
+        if name == "games":  # by number; whoever knows their names looks after the values
+            continue
         number = isinstance(value, int | float) and 0 <= value < np.inf
         if not (number if name == "game" else value is None or (number and value > 0)):
             allowed = "a number of 0 or more" if name == "game" else "a number above 0, or null"
