@@ -23,9 +23,9 @@ where --only asks for it, in benchmarks/equivariance_chaser.py.
 Cost: on a core with other work a step of training took 0.09 s (plain) and 0.28 s (c4), whose arithmetic is 4.5 times
 plain's, and 20 games of 500 steps at most 20 to 30 s and 60 to 80 s. For one seed that is about 1,700 s of training
 with both logs, 1,000 s more of the two runs that are paid what c4 is paid, 2,100 s of play and 600 s in which commands
-start: 4.5 hours of one core for 3 seeds. Breakout is 9 trainings
-of 1,000 steps (2,500 of such steps are a quarter of an hour on two cores) and their play, about 2.2 hours of one
-core. With the parts shared by two cores all of it is about 3.4 hours.
+start: 4.5 hours of one core for 3 seeds. Breakout is 9 trainings of 1,000 steps (2,500 of such steps are a quarter of
+an hour on two cores) and their play, about 2.2 hours of one core. With the parts shared by two cores all of it is about
+3.4 hours.
 """
 
 from collections.abc import Iterator

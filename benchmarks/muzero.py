@@ -3,8 +3,8 @@
 `python -m benchmarks.muzero [--quick] [--only PART ...] [--out DIR]`. Every part is a `worldmodels` command in a folder
 of its own below DIR, which goes on where it was stopped and is found finished the next time. Parts are named
 GAME/RUN/SEED, such as catch/unplugged/0; --only takes the beginnings of such names, and what they need is made first.
-Shared by two cores all of it takes about an hour and a half; --quick makes the same figures with one seed and next to no
-training. `seconds` is what all parts that there are took together, resumed or not.
+Shared by two cores all of it takes about an hour and a half; --quick makes the same figures with one seed and next to
+no training. `seconds` is what all parts that there are took together, resumed or not.
 
 The toy is Catch with eight balls an episode, from a log of which no episode has more than 0.6 of the best return and
 whose players go away from the ball more often than to it, so that to do what is mostly done is no good play. All runs
@@ -69,6 +69,7 @@ RUNS = {
 GREEDY = {"clone_greedy": "clone", "prior_greedy": "unplugged"}
 """Runs that are the network of another one, played by its likeliest actions."""
 COMPARED = ("half", "logged", "stale", "online")
+"""Runs that are there to compare others with."""
 ATARI = ("clone", "clone_greedy", "rosmo", "unplugged", "prior_greedy")
 FULL = {"catch": Budget(12_000, 2000, 100, 5, tuple(RUNS)), "freeway": Budget(100_000, 1000, 20, 3, ATARI)}
 QUICK = {"catch": Budget(2000, 60, 10, 1, tuple(RUNS)), "freeway": Budget(6000, 10, 1, 1, ATARI)}

@@ -27,7 +27,7 @@ from worldmodels.learners.base import Learner, Score
 from worldmodels.learners.building import build_learner, check_frames, check_learner, legal_actions, told_games
 from worldmodels.learners.run_folder import (
     clear,
-    finished,
+    ended,
     merge_logs,
     rank,
     refuse_another,
@@ -75,7 +75,7 @@ def fit(
     settings = {**settings, "model": told_games(settings["model"], known)}
     if stored is not None:
         refuse_another(out, stored["model"], settings, weighed=weights is not None)
-        if done := finished(out, max_steps):
+        if done := ended(out, max_steps):
             warn_of_differences(out, settings, changing)
             print(f"finished before, at step {done['steps']}; resume=never begins again")
             return done
@@ -155,18 +155,27 @@ def _trainer(settings: Mapping[str, Any], score: Score, out: Path, device: str) 
     }
     callbacks = [build(c, **extra.get(c["_target_"], {})) for c in settings["callbacks"].values() if c]
     loggers = [_logger(c, out) for c in settings["logger"].values() if c]
+    return trainer_of(
+        **options,
+        max_epochs=-1,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        default_root_dir=out,  # where Lightning saves when SLURM asks it to, the same after each requeue
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=[AtomicCheckpointIO()],
+    )
+
+
+def trainer_of(**settings: Any) -> L.Trainer:
+    """Lightning's trainer with these settings.
+
+    Raises:
+        UserError: Lightning refuses them.
+    """
     try:
-        return L.Trainer(
-            **options,
-            max_epochs=-1,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-            default_root_dir=out,  # where Lightning saves when SLURM asks it to, the same after each requeue
-            callbacks=callbacks,
-            logger=loggers,
-            plugins=[AtomicCheckpointIO()],
-        )
+        return L.Trainer(**settings)
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"Lightning refuses the settings of trainer: {error}") from error
 

@@ -9,7 +9,6 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, RichProgressBar
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -19,7 +18,7 @@ from worldmodels.data.side import mark_latest
 from worldmodels.data.store import Store
 from worldmodels.data.targets import COLUMNS, about_targets
 from worldmodels.data.transforms import Transform
-from worldmodels.learners.fit import quiet
+from worldmodels.learners.fit import quiet, trainer_of
 from worldmodels.models.muzero import MuZero
 from worldmodels.ops.draws import row_gumbel
 from worldmodels.planning.planners import Planner
@@ -191,17 +190,14 @@ def reanalyse(
     if not count:
         raise UserError(f"no episode of the store {store.path} is sealed yet; end its writing, or open it for writing")
     folder = folder / f"{store.uuid}-{count}-{windows}"
-    try:
-        engine = L.Trainer(
-            **trainer,
-            logger=False,
-            enable_checkpointing=False,
-            use_distributed_sampler=False,
-            callbacks=[Parts(folder), RichProgressBar()],
-            default_root_dir=folder,
-        )
-    except (MisconfigurationException, TypeError, ValueError) as error:
-        raise UserError(f"Lightning refuses the settings of trainer: {error}") from error
+    engine = trainer_of(
+        **trainer,
+        logger=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        callbacks=[Parts(folder), RichProgressBar()],
+        default_root_dir=folder,
+    )
     about = about_targets(store, version, model.actions, sealed=count, step=step, **facts)
     missing = [name for name in COLUMNS if not _there(store, COLUMNS[name], version, about)]
     if not missing:

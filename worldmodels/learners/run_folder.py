@@ -67,7 +67,7 @@ def refuse_other_labels(out: Path, settings: Mapping[str, Any]) -> None:
         UserError: naming them, as the run has them and as they are asked for.
     """
     old, new = _begun(out), dotted(settings)
-    decide = DECIDE if finished(out, settings["trainer"]["max_steps"]) else KEPT
+    decide = DECIDE if ended(out, settings["trainer"]["max_steps"]) else KEPT
     differ = [k for k, v in old.items() if k.startswith(decide) and not isinstance(v, Mapping) and v != new.get(k)]
     names = [_spoken(k, old, new) for k in differ if not k.startswith(HARMLESS)]
     if not names:
@@ -89,11 +89,11 @@ def _spoken(setting: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str
     return min((k for k in old if k.rpartition(".")[2] == last and (old[k], new.get(k)) == change), key=len)
 
 
-def finished(out: Path, max_steps: int) -> dict[str, Any] | None:
+def ended(out: Path, max_steps: int) -> dict[str, Any] | None:
     """The figures of a run that has come to its end, at so many steps or early; None of any other."""
     done = read_json(out / "metrics.json") if (out / "metrics.json").exists() else {}
-    ended = done.get("steps", 0) >= max_steps or done.get("stopped_early")
-    return done if ended and (out / "best.ckpt").exists() else None
+    whole = done.get("steps", 0) >= max_steps or done.get("stopped_early")
+    return done if whole and (out / "best.ckpt").exists() else None
 
 
 def same_model(out: Path, begun: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
