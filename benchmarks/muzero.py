@@ -21,8 +21,8 @@ some steps, by which a chicken crosses about once a game:
 - stale: none searched again, but targets that a bulk search wrote once, by a network that learned as `unplugged` does
   in a fifth of the steps: a whole training, whose learning rate falls to 0, and not the beginning of a longer one.
 - prior_greedy: `unplugged` played without a search, by the likeliest action of its policy.
-- online: no log but its own play, by `worldmodels online`: as many steps, four fifths of each batch searched again and
-  a fifth new play, from the first step on.
+- online: no log but its own play, by `worldmodels online`: as many steps, a fifth of each batch new play and the rest
+  searched again; for the first quarter of the steps it plays at random and searches nothing.
 """
 
 import json
@@ -108,11 +108,11 @@ class MuZeroBench(Runs):
         steps = self.budgets[game].train
         if name in GREEDY:
             return self.policy(game, GREEDY[name], seed)
+        learned = [f"seed={seed}", f"data.search_from={steps // 4}", *LEARNED[game], *RUNS[name]]
         if name == "online":
-            settings = [f"game={game}", *PLAYED[game], f"seed={seed}", *LEARNED[game], *RUNS[name]]
+            settings = [f"game={game}", *PLAYED[game], *learned]
             return self.train(f"{game}_muzero", steps, *settings, out=self.root / game / name / str(seed), by="online")
-        settings = [f"store={self.log(game)}", f"seed={seed}", f"data.search_from={steps // 4}"]
-        settings += [*LEARNED[game], *RUNS[name]]
+        settings = [f"store={self.log(game)}", *learned]
         if name == "stale":
             settings.append(f"data.version={self.targets(game, seed)}")
         return self.train(f"{game}_muzero", steps, *settings, out=self.root / game / name / str(seed))

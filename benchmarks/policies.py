@@ -59,26 +59,29 @@ class Budget:
     value_seeds: int
 
 
-ATARI = Budget(200_000, None, clone=2000, values=1000, dream=400, games=20, seeds=3, value_seeds=5)
+ATARI = Budget(200_000, None, clone=2000, values=1000, dream=500, games=20, seeds=3, value_seeds=5)
 TOY = Budget(4000, 600, clone=400, values=1000, dream=300, games=100, seeds=5, value_seeds=5)
 QUICK = {"seeds": 1, "value_seeds": 1}
-BUDGETS = {"pong": ATARI, "breakout": replace(ATARI, clone=750, value_seeds=0), "catch": TOY}
+BUDGETS = {"pong": ATARI, "freeway": replace(ATARI, model=2000, clone=500, value_seeds=0), "catch": TOY}
 QUICK_ATARI = Budget(6000, 20, clone=10, values=5, dream=4, games=1, **QUICK)
 QUICK_BUDGETS = {
     "pong": QUICK_ATARI,
-    "breakout": replace(QUICK_ATARI, value_seeds=0),
+    "freeway": replace(QUICK_ATARI, value_seeds=0),
     "catch": Budget(800, 60, clone=60, values=60, dream=10, games=20, **QUICK),
 }
-LOGS = {"catch": ["source.skill=0.5", "source.cells=10", "source.size=40"]}
-MODELS = {"pong": "pong_tiny", "breakout": "breakout_tiny", "catch": "catch"}
+LOGS = {
+    "freeway": ["source.mixture={sticky:1.0}"],
+    "catch": ["source.skill=0.5", "source.cells=10", "source.size=40"],
+}
+MODELS = {"pong": "pong_tiny", "freeway": "pong_tiny", "catch": "catch"}
 MODEL_SETTINGS = {"catch": ["model.image_size=40"]}
-FAMILY = {"pong": "pong", "breakout": "pong", "catch": "catch"}
+FAMILY = {"pong": "pong", "freeway": "pong", "catch": "catch"}
 """Whose experiments a game takes."""
 BINS = {"catch": ["model.head.low=-2", "model.head.high=2"]}
 """Where returns are small, the support of HL-Gauss is made to fit."""
 KEPT = {
     "pong": ["data.ahead=40", "learner.least_ahead=0"],
-    "breakout": ["data.ahead=40", "learner.least_ahead=1"],
+    "freeway": ["data.ahead=40", "learner.least_ahead=1"],
     "catch": ["data.ahead=9", "learner.least_ahead=1"],
 }
 """Over how many steps, about as many as a ball is on its way, how many points make a row worth cloning."""
@@ -86,7 +89,6 @@ RUNS = {
     "clone": "the log's actions, all alike",
     "clone_best": "those of the best fifth of its games",
     "clone_kept": "those that turned out well within some steps",
-    "clone_weighted": "all, weighed by advantage",
     "q_mse": "values by squared error",
     "q_hl_gauss": "values by HL-Gauss",
     "dream": "actor-critic in dreams, from scratch",
@@ -118,14 +120,9 @@ class Bench(Runs):
         if name.startswith("q_"):
             head = ["head@model.head=mse"] if name == "q_mse" else BINS.get(game, [])
             return self.train(f"{family}_offline_q", budget.values, *shared, *head, out=out)
-        if name in ("clone", "clone_best", "clone_kept", "clone_weighted"):
-            more = {
-                "clone_best": ["data.best_share=0.2"],
-                "clone_kept": KEPT[game],
-                "clone_weighted": ["learner.advantage=0.2"],
-            }.get(name, [])
-            if name != "clone_kept":
-                more = ["data.ahead=null", "learner.least_ahead=null", *more]
+        if name in ("clone", "clone_best", "clone_kept"):
+            more = KEPT[game] if name == "clone_kept" else ["data.ahead=null", "learner.least_ahead=null"]
+            more = [*more, "data.best_share=0.2"] if name == "clone_best" else more
             return self.train(f"{family}_cloning", budget.clone, *shared, *more, out=out)
         experiment = "catch_actor_critic" if family == "catch" else f"{family}_imagination"
         if name == "dream":
@@ -185,7 +182,7 @@ class Bench(Runs):
 def behaviours(game: str, log: Path, games: int) -> dict[str, list[np.ndarray]]:
     """Returns of the log's games, and of whole games of each behaviour in its mixture alone."""
     found = {"log": logged_returns(log)}
-    if game == "catch":
+    if game in LOGS:  # of one kind of player
         return found
     for name in weights(game):
         episodes = atari_play(10**9, seed=10_000, game=game, mixture={name: 1.0})
@@ -208,7 +205,6 @@ def kept_behaviours(bench: Bench, game: str) -> dict[str, list[np.ndarray]]:
 COMPARISONS = {
     "clone_best_minus_clone": ("clone_best", "clone"),
     "clone_kept_minus_clone": ("clone_kept", "clone"),
-    "clone_weighted_minus_clone": ("clone_weighted", "clone"),
     "hl_gauss_minus_mse": ("q_hl_gauss", "q_mse"),
     "dream_clone_minus_clone_kept": ("dream_clone", "clone_kept"),
     "dream_clone_minus_clone_longer": ("dream_clone", "clone_longer"),

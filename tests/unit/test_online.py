@@ -82,6 +82,14 @@ def test_rounds_of_play_and_training(straight: tuple[Path, dict[str, Any]]) -> N
     assert json.loads((out / "metrics.json").read_text()) == figures
 
 
+def test_chance_plays_until_searches_begin(tmp_path: Path) -> None:
+    figures = run(tmp_path / "run", "data.search_from=4")
+    played = [(p["behaviour"], p["step"]) for p in figures["curve"]]
+    assert played == [("random", None), ("random", None), ("search", 6)]
+    step = Store.open(tmp_path / "run" / "play").side(STEP, "play-12")
+    assert np.ma.getmaskarray(step).tolist() == [True] * 32 + [False] * 16 and step[32:].tolist() == [6] * 16
+
+
 def test_play_grows_colder(tmp_path: Path) -> None:
     run(tmp_path, "planner@learner.search=puct", "learner.row_noise=false", "temperatures={4:0.5,0:1.0,6:0.25}")
     store = Store.open(tmp_path / "play")
@@ -217,6 +225,7 @@ def test_a_maze_shows_its_last_frame_and_lost_lives() -> None:
     [
         (["data.fraction=1.0"], "data.fraction=1.0 nothing is played"),
         (["data.fraction=1.5"], "data.fraction=1.5 must be from 0"),
+        (["data.search_from=-1"], "data.search_from=-1 must be a whole number"),
         (["learner.search=null"], "give learner=muzero"),
         (["trainer.devices=2"], "trainer.devices=1"),
         (["data.transform.size=10"], "leave data.transform out"),

@@ -20,7 +20,7 @@ from worldmodels.data.datamodule import StoreDataModule
 from worldmodels.data.loading import Draw
 from worldmodels.data.mixing import Mixture
 from worldmodels.data.sampling import WindowSampler, share_before
-from worldmodels.data.targets import COLUMNS, Logged, check_fraction, pinned
+from worldmodels.data.targets import COLUMNS, Logged, check_mix, pinned
 from worldmodels.models.muzero import MuZero
 from worldmodels.models.muzero_context import contexts
 from worldmodels.models.muzero_loss import POLICY, POLICY_KNOWN, VALUE, VALUE_KNOWN
@@ -134,9 +134,7 @@ class ReanalyseDataModule(StoreDataModule):
         search_from: int = 0,
         **settings: Any,
     ) -> None:
-        check_fraction(fraction)
-        if type(search_from) is not int or search_from < 0:
-            raise UserError(f"data.search_from={search_from} must be a whole number of batches of at least 0")
+        check_mix(fraction, search_from)
         super().__init__(store, **settings)
         self.keep_starts = True
         self.fraction, self.search_from = fraction, search_from

@@ -155,11 +155,13 @@ def about_targets(store: Store, version: str, actions: Sequence[int], **facts: A
     return {"family": FAMILY, "store": store.uuid, "version": version, "actions": list(actions), **facts}
 
 
-def check_fraction(fraction: Any) -> None:
-    """Refuse a reanalyse fraction that is none.
+def check_mix(fraction: Any, search_from: Any) -> None:
+    """Refuse a reanalyse fraction, or a first batch that is searched again, that is none.
 
     Raises:
-        UserError: it is no number from 0 to 1.
+        UserError: the one is no number from 0 to 1, or the other no whole number of at least 0.
     """
+    if type(search_from) is not int or search_from < 0:
+        raise UserError(f"data.search_from={search_from} must be a whole number of batches of at least 0")
     if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
         raise UserError(f"data.fraction={fraction} must be from 0 (logged targets) to 1 (all searched again)")

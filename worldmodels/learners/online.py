@@ -20,7 +20,7 @@ from worldmodels.config import conf_dir
 from worldmodels.data.card import card_digest
 from worldmodels.data.disk import make_folder, read_json, remove, write_json
 from worldmodels.data.mixing import check_fits, open_stores
-from worldmodels.data.targets import check_fraction
+from worldmodels.data.targets import check_mix
 from worldmodels.data.transforms import Transform
 from worldmodels.evaluation.protocols import check_actions, make_rules
 from worldmodels.evaluation.scores import game_facts
@@ -137,7 +137,7 @@ def _ready(settings: dict[str, Any], logs: list[str], card: Mapping[str, Any] | 
         raise UserError(f"resume={settings['resume']} is unknown; choose auto or never")
     if learner.get("search") is None:
         raise UserError("play is by a search, which this learner has not; give learner=muzero or learner=rosmo")
-    check_fraction(data["fraction"])
+    check_mix(data["fraction"], data["search_from"])
     if trainer["devices"] != 1 or trainer["num_nodes"] != 1:
         raise UserError("play and training are in one process; give trainer.devices=1 and trainer.num_nodes=1")
     if any(value is not None for value in (data.get("transform") or {}).values()):
@@ -174,7 +174,8 @@ def _ready(settings: dict[str, Any], logs: list[str], card: Mapping[str, Any] | 
             "from; give one, or a smaller fraction"
         )
     device = hardware.accelerator(trainer["accelerator"])
-    return Play(out, own, rules, learner["search"], settings["slots"], device, plan.temperatures), plan
+    searched = -(-data["search_from"] // trainer["accumulate_grad_batches"])
+    return Play(out, own, rules, learner["search"], settings["slots"], device, plan.temperatures, searched), plan
 
 
 def _temperatures(given: Any, search: Mapping[str, Any]) -> dict[str, float] | None:

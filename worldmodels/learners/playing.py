@@ -61,7 +61,7 @@ class Play:
     """Games that are played in rounds.
 
     Args:
-        out: folder of the run, whose last.ckpt plays, or chance while there is none.
+        out: folder of the run, whose last.ckpt plays, or chance while there is none or it is young.
         card: of what is played (`play_card`).
         rules: of play.
         search: settings of the search, as conf/planner has them.
@@ -69,6 +69,8 @@ class Play:
         device: where the network is.
         temperatures: of the action that is played, by the optimizer step from which on it holds, in order; None leaves
             it to the search.
+        search_from: optimizer step from which on there is a search; before it chance plays, since a search by values
+            that know nothing would play one thing and show little of the game.
     """
 
     def __init__(
@@ -80,10 +82,11 @@ class Play:
         slots: int,
         device: str,
         temperatures: Mapping[str, float] | None = None,
+        search_from: int = 0,
     ) -> None:
         self.path, self.parts, self.checkpoint = out / "play", out / "searched", out / "last.ckpt"
         self.card, self.rules, self.search, self.slots, self.device = card, rules, dict(search), slots, device
-        self.temperatures = temperatures or {}
+        self.temperatures, self.search_from = temperatures or {}, search_from
 
     def go_on(self, number: int, steps: int, told: str) -> None:
         """Play round `number` until the store holds `steps` steps, or what is left of it.
@@ -124,9 +127,12 @@ class Play:
 
     def _player(self, number: int) -> tuple[Any, Remembering | None, dict[str, Any]]:
         """Who plays, the search that he plays by, and what is noted of both."""
+        chance = RandomPolicy(self.card["action_set"]), None, {"round": number, "behaviour": "random"}
         if not self.checkpoint.exists():
-            return RandomPolicy(self.card["action_set"]), None, {"round": number, "behaviour": "random"}
+            return chance
         model, given = load_muzero(self.checkpoint)
+        if given["global_step"] < self.search_from:
+            return chance
         by, now = dict(self.search), given["global_step"]
         for step, temperature in self.temperatures.items():
             by |= {"temperature": temperature} if int(step) <= now else {}
