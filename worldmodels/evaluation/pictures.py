@@ -118,12 +118,16 @@ def plot(
     for ax, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for k, (label, (x, y, *band)) in enumerate(curves.items()):
             style = {"linewidth": 2.4, "zorder": 5} if k == 0 else {"linewidth": 1.4}
-            marker = "o" if len(x) <= 20 else None
+            if len(x) <= 20:  # hollow rings of growing size, so that equal points do not hide each other
+                style |= {"marker": "o", "markersize": 4 + 2 * k, "fillstyle": "none" if k else "full"}
             colour = colours[k % len(colours)]
-            ax.plot(x, y, label=label, color=colour, marker=marker, markersize=4, **style)
+            ax.plot(x, y, label=label, color=colour, **style)
             for intervals in band:
                 low, high = np.array(intervals, float).T  # None becomes NaN
-                ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+                if len(x) > 1:
+                    ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+                else:
+                    ax.vlines(x, low, high, color=colour, alpha=0.5)
         if "x" in log:
             ticks = sorted({v for x, *_ in curves.values() for v in x})
             ax.set_xscale("log", base=2)
