@@ -21,6 +21,7 @@ some steps, by which a chicken crosses about once a game:
 - stale: none searched again, but targets that a bulk search wrote once, by a network that learned as `unplugged` does
   in a fifth of the steps: a whole training, whose learning rate falls to 0, and not the beginning of a longer one.
 - prior_greedy: `unplugged` played without a search, by the likeliest action of its policy.
+- up: that action at every step, without any network: what can be had of Freeway by not looking.
 - online: no log but its own play, by `worldmodels online`: as many steps, a fifth of each batch new play and the rest
   searched again; for the first quarter of the steps it plays at random and searches nothing.
 """
@@ -64,15 +65,17 @@ RUNS = {
     "logged": ("data.fraction=0",),
     "stale": ("data.fraction=0",),
     "prior_greedy": (),
+    "up": (),
     "online": ("store=null", "data.fraction=0.8", "round_steps=200", "learner.target_every=100"),
 }
 GREEDY = {"clone_greedy": "clone", "prior_greedy": "unplugged"}
 """Runs that are the network of another one, played by its likeliest actions."""
 COMPARED = ("half", "logged", "stale", "online")
 """Runs that are there to compare others with."""
-ATARI = ("clone", "clone_greedy", "rosmo", "unplugged", "prior_greedy")
-FULL = {"catch": Budget(12_000, 2000, 100, 5, tuple(RUNS)), "freeway": Budget(100_000, 1000, 20, 3, ATARI)}
-QUICK = {"catch": Budget(2000, 60, 10, 1, tuple(RUNS)), "freeway": Budget(6000, 10, 1, 1, ATARI)}
+ATARI = ("clone", "clone_greedy", "rosmo", "unplugged", "prior_greedy", "up")
+TOY = tuple(name for name in RUNS if name != "up")
+FULL = {"catch": Budget(12_000, 2000, 100, 5, TOY), "freeway": Budget(100_000, 1000, 20, 3, ATARI)}
+QUICK = {"catch": Budget(2000, 60, 10, 1, TOY), "freeway": Budget(6000, 10, 1, 1, ATARI)}
 PLAYED = {"catch": ["source.balls=8"]}
 LOGS = {
     "catch": [*PLAYED["catch"], "source.skill=0.3", "source.contrary=0.4", "source.at_most=0.6"],
@@ -129,8 +132,10 @@ class MuZeroBench(Runs):
     def play(self) -> None:
         """Train every run that is wanted, and let it play."""
         for game, name, seed in self.parts():
-            checkpoint = self.policy(game, name, seed)
-            settings = [f"checkpoint={checkpoint}", f"game={game}", "protocol=store", f"agent={name}", f"seed={seed}"]
+            who = ["policy=up", f"store={self.log(game)}"]
+            if name != "up":
+                who = [f"checkpoint={self.policy(game, name, seed)}"]
+            settings = [*who, f"game={game}", "protocol=store", f"agent={name}", f"seed={seed}"]
             settings += [f"episodes={self.budgets[game].games}", "films=0"]
             settings += ["planner=prior", "planner.temperature=0"] if name in GREEDY else []
             self.run("evaluate", *settings, out=self.root / game / name / str(seed) / "played")
@@ -150,7 +155,7 @@ def figures_of(bench: MuZeroBench, game: str) -> dict[str, Any]:
         if game in BEST:
             figures[name]["share_of_best"] = round(float(values[0]) / BEST[game], 3)
     pairs = [(name, clone) for clone in ("clone", "clone_greedy") for name in played if name not in ("clone", clone)]
-    for a, b in [*pairs, ("unplugged", "prior_greedy")]:
+    for a, b in [*pairs, ("unplugged", "prior_greedy"), ("unplugged", "up")]:
         if a in played and b in played:
             figures[f"{a}_minus_{b}"] = told(drawn[a] - drawn[b])
     return figures | {"best_of_log": float(log[0].max())}

@@ -51,8 +51,13 @@ def test_the_script_aims_where_the_ball_will_be_reflected_to():
     assert down.item() == 12
 
 
+def test_an_action_is_held():
+    policy = built_in("upfire", "pong", [0])
+    assert policy.act(torch.zeros(3, 3, 64, 64, dtype=torch.uint8), policy.start(3))[0].tolist() == [10, 10, 10]
+
+
 def test_mistakes():
-    with pytest.raises(UserError, match="policy=clever is unknown; choose random, sticky or scripted"):
+    with pytest.raises(UserError, match="policy=clever is unknown; choose random, sticky, scripted or an action"):
         built_in("clever", "pong", [0])
     with pytest.raises(UserError, match="no scripted player of seaquest"):
         built_in("scripted", "seaquest", [0])

@@ -68,7 +68,7 @@ def enter(cfg: DictConfig, device: str = "cpu") -> Entry:
     from worldmodels.evaluation.scores import game_facts
 
     if (cfg.checkpoint is None) == (cfg.policy is None):
-        raise UserError("say who plays: either checkpoint=... or policy=random, sticky or scripted")
+        raise UserError("say who plays: either checkpoint=... or policy=random, sticky, scripted or, say, up")
     card = policy = None
     run, agent, frames = f"{cfg.policy} {cfg.seed}", cfg.policy, {"size": cfg.size, "colour": cfg.colour}
     if cfg.checkpoint is not None:

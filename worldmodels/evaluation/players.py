@@ -8,7 +8,7 @@ from torch import Tensor
 
 from worldmodels.evaluation.objects import find_objects
 from worldmodels.imagination import RandomPolicy
-from worldmodels.types import Policy, State, UserError
+from worldmodels.types import ACTIONS, Policy, State, UserError
 
 
 class StickyPolicy(RandomPolicy):
@@ -105,7 +105,9 @@ class ScriptedPolicy:
 
 
 def built_in(name: str, game: str, actions: Sequence[int]) -> Policy:
-    """The policy "random", "sticky" or "scripted" for a game with these actions.
+    """The policy "random", "sticky" or "scripted" for a game with these actions, or a held action such as "up".
+
+    A held action is the least that a score is to be compared with (Bellemare et al. 2013, "Const").
 
     Raises:
         UserError: an unknown name, or no script for the game.
@@ -113,6 +115,11 @@ def built_in(name: str, game: str, actions: Sequence[int]) -> Policy:
     made = {"random": RandomPolicy, "sticky": StickyPolicy}
     if name == "scripted":
         return ScriptedPolicy(game)
+    if name.upper() in ACTIONS:
+        return RandomPolicy([ACTIONS.index(name.upper())])
     if name not in made:
-        raise UserError(f"policy={name} is unknown; choose random, sticky or scripted, or give a checkpoint=...")
+        raise UserError(
+            f"policy={name} is unknown; choose random, sticky, scripted or an action such as up, or give a "
+            "checkpoint=..."
+        )
     return made[name](actions)
