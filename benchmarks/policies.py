@@ -59,26 +59,36 @@ class Budget:
     value_seeds: int
 
 
-ATARI = Budget(200_000, None, clone=2000, values=1000, dream=500, games=20, seeds=3, value_seeds=5)
+ATARI = Budget(200_000, None, clone=2000, values=1000, dream=500, games=20, seeds=3, value_seeds=3)
 TOY = Budget(4000, 600, clone=400, values=1000, dream=300, games=100, seeds=5, value_seeds=5)
 QUICK = {"seeds": 1, "value_seeds": 1}
-BUDGETS = {"pong": ATARI, "freeway": replace(ATARI, model=2000, clone=500, value_seeds=0), "catch": TOY}
+BUDGETS = {
+    "pong": ATARI,
+    "freeway": replace(ATARI, model=2000, clone=500, value_seeds=0),
+    "catch": TOY,
+    "maze": replace(TOY, log=80_000, values=1500, seeds=0),  # for the comparison of heads alone
+}
 QUICK_ATARI = Budget(6000, 20, clone=10, values=5, dream=4, games=1, **QUICK)
 QUICK_BUDGETS = {
     "pong": QUICK_ATARI,
     "freeway": replace(QUICK_ATARI, value_seeds=0),
     "catch": Budget(800, 60, clone=60, values=60, dream=10, games=20, **QUICK),
+    "maze": Budget(2000, None, clone=0, values=10, dream=0, games=5, seeds=0, value_seeds=1),
 }
 LOGS = {
     "freeway": ["source.mixture={sticky:1.0}"],
     "catch": ["source.skill=0.5", "source.cells=10", "source.size=40"],
+    "maze": ["source.cells=9", "source.size=9", "source.mazes=10"],
 }
 MODELS = {"pong": "pong_tiny", "freeway": "pong_tiny", "catch": "catch"}
 MODEL_SETTINGS = {"catch": ["model.image_size=40"]}
-FAMILY = {"pong": "pong", "freeway": "pong", "catch": "catch"}
+FAMILY = {"pong": "pong", "freeway": "pong", "catch": "catch", "maze": "maze"}
 """Whose experiments a game takes."""
-BINS = {"catch": ["model.head.low=-2", "model.head.high=2"]}
-"""Where returns are small, the support of HL-Gauss is made to fit."""
+BINS = {
+    "catch": ["model.head.low=-2", "model.head.high=2"],
+    "maze": ["model.head.low=-10", "model.head.high=40", "model.head.bins=101"],
+}
+"""Where returns are small or large, the support of HL-Gauss is made to fit."""
 KEPT = {
     "pong": ["data.ahead=40", "learner.least_ahead=0"],
     "freeway": ["data.ahead=40", "learner.least_ahead=1"],
@@ -182,7 +192,7 @@ class Bench(Runs):
 def behaviours(game: str, log: Path, games: int) -> dict[str, list[np.ndarray]]:
     """Returns of the log's games, and of whole games of each behaviour in its mixture alone."""
     found = {"log": logged_returns(log)}
-    if game in LOGS:  # of one kind of player
+    if game in LOGS:  # which say who plays
         return found
     for name in weights(game):
         episodes = atari_play(10**9, seed=10_000, game=game, mixture={name: 1.0})

@@ -51,7 +51,7 @@ def test_experiment(name: str, tmp_path: Path, catch_store: Path, large_store: P
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_experiment_of_a_policy(name: str, tmp_path: Path, catch_store: Path, large_store: Path) -> None:
-    store, world_model = (catch_store, "catch") if name.startswith("catch") else (large_store, "pong_tiny")
+    store, world_model = (catch_store, "catch") if name.startswith(("catch", "maze")) else (large_store, "pong_tiny")
     size = 2 if name == "catch_actor_critic" else 4
     more = [f"data.batch_size={size}"]
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
