@@ -115,8 +115,8 @@ def built_in(name: str, game: str, actions: Sequence[int]) -> Policy:
     made = {"random": RandomPolicy, "sticky": StickyPolicy}
     if name == "scripted":
         return ScriptedPolicy(game)
-    if name.upper() in ACTIONS:
-        return RandomPolicy([ACTIONS.index(name.upper())])
+    if held := [k for k, action in enumerate(ACTIONS) if action.lower() == name]:
+        return RandomPolicy(held)
     if name not in made:
         raise UserError(
             f"policy={name} is unknown; choose random, sticky, scripted or an action such as up, or give a "
