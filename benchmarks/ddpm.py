@@ -25,7 +25,8 @@ from worldmodels.evaluation.pictures import Curve, plot, strip
 from worldmodels.evaluation.rollouts import open_loop, window_starts
 from worldmodels.evaluation.stats import plain
 from worldmodels.learners.base import decay_groups
-from worldmodels.models.denoiser import FRAME_STD, Denoiser, to_float, to_uint8
+from worldmodels.models.denoiser import FRAME_STD, Denoiser
+from worldmodels.models.frames import to_float, to_uint8
 from worldmodels.nn.denoiser_network import DenoiserNetwork
 from worldmodels.ops.edm import karras_sigmas, sample
 from worldmodels.types import Metrics, Segment

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from benchmarks.reference import LIMIT, load
 from benchmarks.results import publish
 from worldmodels.evaluation.scores import game_facts
-from worldmodels.models.denoiser import to_float
+from worldmodels.models.frames import to_float
 from worldmodels.portable.diamond import convert
 from worldmodels.portable.folder import load_model, write_model
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from benchmarks.results import publish
 from tests.conformance import random_segment
 from worldmodels.config import build, conf_dir, plain, sized
-from worldmodels.models.denoiser import to_float
 from worldmodels.models.diffusion import DiffusionWorldModel
+from worldmodels.models.frames import to_float
 from worldmodels.ops.edm import add_noise, training_sigmas
 from worldmodels.portable.diamond import our_name, world_names
 from worldmodels.types import Segment, UserError

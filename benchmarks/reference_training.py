@@ -27,7 +27,7 @@ from worldmodels import hardware
 from worldmodels.data.disk import atomic
 from worldmodels.data.sources.reading import minimal_actions
 from worldmodels.data.store import Store
-from worldmodels.models.denoiser import to_float, to_uint8
+from worldmodels.models.frames import to_float, to_uint8
 from worldmodels.types import Metrics, Segment
 
 SMALL = {"cond_channels": 128, "depths": [1] * 4, "channels": [32] * 4, "attn_depths": [0] * 4}

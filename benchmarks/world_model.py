@@ -26,8 +26,8 @@ from benchmarks.results import publish
 from worldmodels import hardware
 from worldmodels.data.sources.atari_play import atari_play
 from worldmodels.learners.base import decay_groups
-from worldmodels.models.denoiser import to_float
 from worldmodels.models.diffusion import DiffusionWorldModel
+from worldmodels.models.frames import to_float
 from worldmodels.types import Segment
 
 ACTIONS = 6  # Pong's own are among them as fire, up, down, ...; what is drawn does not matter to the speed

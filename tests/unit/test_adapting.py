@@ -22,7 +22,7 @@ from worldmodels.evaluation.adaptation import compare, forgotten
 from worldmodels.learners.adapting import METHODS, checked, fit_rewards, layers, restrict
 from worldmodels.learners.run_folder import clear
 from worldmodels.learners.world_model import WorldModelLearner
-from worldmodels.models.denoiser import to_float
+from worldmodels.models.frames import to_float
 from worldmodels.models.growing import regrown
 from worldmodels.models.reward import RewardModel
 from worldmodels.nn.unet import AdaGroupNorm, SelfAttention

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from tests import conformance
 from worldmodels.config import build, conf_dir, sized
 from worldmodels.imagination import LoggedActions, RandomPolicy, imagine
-from worldmodels.models.denoiser import images_of, to_float, to_uint8
 from worldmodels.models.diffusion import DiffusionWorldModel
+from worldmodels.models.frames import images_of, to_float, to_uint8
 from worldmodels.nn.unet import SelfAttention
 from worldmodels.ops.edm import SCHEDULERS, preconditioners
 from worldmodels.types import UserError

@@ -15,7 +15,7 @@ from tests.conformance import check_world_model, random_segment
 from worldmodels.data.card import make_card
 from worldmodels.data.disk import read_json
 from worldmodels.data.store import Store
-from worldmodels.models.denoiser import to_float, to_uint8
+from worldmodels.models.frames import to_float, to_uint8
 from worldmodels.types import Episode
 
 CHECKOUT = Path(os.environ.get("DIAMOND_CHECKOUT", "no checkout"))

@@ -6,7 +6,8 @@ import torch
 from tests import conformance
 from tests.unit.test_diffusion import micro, settings
 from worldmodels.config import build
-from worldmodels.models.denoiser import BLURS, blurred, to_float
+from worldmodels.models.denoiser import BLURS
+from worldmodels.models.frames import blurred, to_float
 from worldmodels.ops.edm import sample
 from worldmodels.ops.shortcut import jump_levels
 from worldmodels.types import UserError

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests import conformance
-from worldmodels.models.denoiser import to_float
+from worldmodels.models.frames import to_float
 from worldmodels.models.reward import RewardModel
 from worldmodels.types import UserError
 

@@ -6,80 +6,23 @@ appendices.
 Legend: B batch, L frames of context, T transitions, C colour channels, H and W pixels.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from worldmodels.models.frames import blurred, images_of, to_float, to_uint8
 from worldmodels.nn.denoiser_network import DenoiserNetwork
 from worldmodels.nn.memory import MotionMemory
 from worldmodels.nn.symmetrise import orbit, orbit_mean
 from worldmodels.ops.edm import add_noise, check_noise, preconditioners, training_sigmas
 from worldmodels.ops.groups import action_table, group
 from worldmodels.ops.motion import move_on
-from worldmodels.ops.shortcut import jump_levels, jump_target
+from worldmodels.ops.shortcut import FewStep, jump_levels, jump_target
 from worldmodels.types import Segment, UserError
 
 FRAME_STD = 0.5  # standard deviation by which frames are divided where they enter a network (DIAMOND's sigma_data)
 BLURS = 10  # levels of context noise that the network tells apart (GameNGen, section 3.2.1)
-
-
-def to_float(frames: Tensor) -> Tensor:
-    """uint8 frames to float32 in [-1, 1]."""
-    return frames.float().div(127.5).sub(1)
-
-
-def images_of(segment: Segment, padding: str) -> Tensor:
-    """The frames of a segment as float32 (B, T+1, C, H, W) in [-1, 1]; padding is "black" (-1) or "grey" (0)."""
-    images = to_float(segment.obs)
-    return images if padding == "black" else torch.where(logged_frames(segment), images, 0.0)
-
-
-def logged_frames(segment: Segment) -> Tensor:
-    """Which frames are no padding, (B, T+1, 1, 1, 1) bool."""
-    return (F.pad(segment.mask, (0, 1)) | F.pad(segment.next_mask, (1, 0)))[..., None, None, None]
-
-
-def to_uint8(images: Tensor, rounding: bool = True) -> Tensor:
-    """Float images in [-1, 1] to uint8; without rounding the fraction is cut off (DIAMOND: half a level darker)."""
-    levels = images.clamp(-1, 1).add(1).mul(127.5)
-    return (levels.round() if rounding else levels).to(torch.uint8)
-
-
-def blurred(context: Tensor, level: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Context (B, L, C, H, W) with Gaussian noise of standard deviation level (B,)."""
-    noise = torch.randn(context.shape, generator=generator, device=context.device)
-    return context + level[:, None, None, None, None] * noise
-
-
-class FewStep(NamedTuple):
-    """How a denoiser learns to do in one call, or a few, what its sampler does in many (`ops.shortcut`).
-
-    Args:
-        doublings: one call is to do the work of 2**doublings.
-        share: of the rows of a batch, learns jumps in place of denoising the true frame (Frans et al.: 1/4).
-        sigma_min: of the sampler, as in `ops.shortcut.jump_levels`.
-        sigma_max: of the sampler.
-        rho: of the sampler.
-
-    Raises:
-        UserError: there is no doubling, or the share is none or all.
-    """
-
-    doublings: int = 2
-    share: float = 0.25
-    sigma_min: float = 2e-3
-    sigma_max: float = 5.0
-    rho: float = 7.0
-
-    def check(self) -> "FewStep":
-        """Itself, if its settings can be used; raises UserError otherwise."""
-        if type(self.doublings) is not int or self.doublings < 1:
-            raise UserError(f"denoiser.few_step.doublings is {self.doublings!r}; it must be a whole number above 0.")
-        if not 0 < self.share < 1:
-            raise UserError(f"denoiser.few_step.share is {self.share}; it must be between 0 and 1.")
-        return self
 
 
 class Denoiser(nn.Module):

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodels.models.denoiser import Denoiser, blurred, images_of, logged_frames, to_float, to_uint8
+from worldmodels.models.denoiser import Denoiser
+from worldmodels.models.frames import blurred, images_of, logged_frames, to_float, to_uint8
 from worldmodels.models.reward import RewardModel
 from worldmodels.nn.games import Games
 from worldmodels.ops.categorical import expectation, sign_probabilities

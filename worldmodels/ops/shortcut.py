@@ -8,10 +8,42 @@ jumps of half as far do. Without a jump it is EDM's denoiser, the slope of the f
 Images are float tensors (B, C, H, W), levels (B,), falling and on the scale of `ops.edm`.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from worldmodels.ops.edm import Denoise
+from worldmodels.types import UserError
+
+
+class FewStep(NamedTuple):
+    """How a denoiser learns to do in one call, or a few, what its sampler does in many (see above).
+
+    Args:
+        doublings: one call is to do the work of 2**doublings.
+        share: of the rows of a batch, learns jumps in place of denoising the true frame (Frans et al.: 1/4).
+        sigma_min: of the sampler, as in `jump_levels`.
+        sigma_max: of the sampler.
+        rho: of the sampler.
+
+    Raises:
+        UserError: there is no doubling, or the share is none or all.
+    """
+
+    doublings: int = 2
+    share: float = 0.25
+    sigma_min: float = 2e-3
+    sigma_max: float = 5.0
+    rho: float = 7.0
+
+    def check(self) -> "FewStep":
+        """Itself, if its settings can be used; raises UserError otherwise."""
+        if type(self.doublings) is not int or self.doublings < 1:
+            raise UserError(f"denoiser.few_step.doublings is {self.doublings!r}; it must be a whole number above 0.")
+        if not 0 < self.share < 1:
+            raise UserError(f"denoiser.few_step.share is {self.share}; it must be between 0 and 1.")
+        return self
 
 
 def jump_levels(jumps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
