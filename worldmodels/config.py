@@ -183,7 +183,8 @@ def check(cfg: DictConfig) -> None:
 def sentences(config_name: str) -> Iterator[None]:
     """Turn a user's mistake into one line on stderr and exit code 2, and Ctrl-C into 130."""
     try:
-        yield
+        with _interrupts_uncovered():
+            yield
     except UserError as error:
         _fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
@@ -202,6 +203,20 @@ def sentences(config_name: str) -> Iterator[None]:
         if (sentence := _mistyped(config_name)) is None:
             raise
         _fail(sentence)
+
+
+@contextmanager
+def _interrupts_uncovered() -> Iterator[None]:
+    """Raises a Ctrl-C anew over which some library's cleaning up raised an error of its own, as zipfile's does."""
+    try:
+        yield
+    except Exception as error:
+        under = error.__context__
+        while under is not None:
+            if isinstance(under, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            under = under.__context__
+        raise
 
 
 def _fail(sentence: str) -> None:

@@ -124,6 +124,16 @@ def test_exit_codes(error: BaseException, code: int, sentence: str, capsys: pyte
     assert captured.count("\n") == 1
 
 
+def test_an_interrupt_is_one_though_a_library_raises_over_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop, config.sentences("export"):
+        try:
+            raise KeyboardInterrupt
+        finally:  # as zipfile does where a member is still open
+            raise ValueError("Can't close the ZIP file while there is an open writing handle on it.")
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.startswith("worldmodels: interrupted")
+
+
 def test_a_defect_of_ours_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError), config.sentences("train"):
         _ = 1 / 0
