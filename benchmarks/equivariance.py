@@ -13,9 +13,9 @@ All runs of a log have networks of about as many parameters (within 3 %, and the
 - random: no network.
 
 Each plays, by its search, the mazes of its log as they stood, the same mazes turned by a quarter, a half and three
-quarters, and mazes that it has never seen, these also by the likeliest action of its policy alone (`policy`). Games of
-the same seed and number begin alike, and differences are those of such pairs. Logs of several lengths say how much play
-a return takes (`data_ratio`).
+quarters, and mazes that it has never seen; the first, those turned by a quarter and the last also by the likeliest
+action of its policy alone. Games of the same seed and number begin alike, and differences are those of such pairs. Logs
+of several lengths say how much play a return takes (`data_ratio`).
 
 Two further games are parts of their own: breakout, in benchmarks/equivariance_atari.py, and chaser, which is run only
 where --only asks for it, in benchmarks/equivariance_chaser.py.
@@ -58,7 +58,10 @@ PAID_AS_C4 = {"turned_time": "turned", "plain_flops": "plain"}
 RANDOM = "random"
 ALL = (*RUNS, *PAID_AS_C4, RANDOM)
 PLAYED = {f"turned {90 * k}": [f"env={{orientation:{k}}}"] for k in range(4)} | {"unseen": ["env={unseen:true}"]}
-PLAYED["policy"] = [*PLAYED["unseen"], "planner=prior", "planner.temperature=0"]
+PLAYED |= {
+    f"policy {place}": [*PLAYED[place], "planner=prior", "planner.temperature=0"]
+    for place in ("turned 0", "turned 90", "unseen")
+}
 """Where and how a run is played."""
 TURNED = ("turned 90", "turned 180", "turned 270")
 
@@ -137,7 +140,7 @@ class Mazes(Runs):
             if name != RANDOM:
                 player = [f"checkpoint={self.trained(log, name, seed)}"]
             for place, how in PLAYED.items():
-                if name == RANDOM and place == "policy":
+                if name == RANDOM and place.startswith("policy"):
                     continue
                 arguments = [*player, *how, "game=maze", "protocol=store", f"agent={name}", "films=0"]
                 arguments += [
@@ -179,6 +182,8 @@ def figures_of(bench: Mazes, log: str) -> dict[str, Any]:
             mean = {seed: np.mean([games[seed] for games in places], axis=0) for seed in seeds}
             figures[name]["loss_by_turning"] = minus(still, mean, rng)
             figures[name]["same_when_turned"] = share_equal(still, places)
+        if "policy turned 90" in played:
+            figures[name]["policy_loss_by_turning"] = minus(played["policy turned 0"], played["policy turned 90"], rng)
         if name != "plain":
             figures[name]["unseen_minus_plain"] = minus(unseen[name], unseen["plain"], rng)
         if trained := [read_json(path) for path in sorted((bench.root / log / name).glob("*/metrics.json"))]:
@@ -230,7 +235,7 @@ def _text(figure: dict[str, Any] | None) -> str:
 def draw(path: Path, figures: dict[str, Any]) -> None:
     """Return by length of the log, of every run, in mazes of the log that are turned, and in new ones."""
     panels: dict[str, Any] = {}
-    for place in ("turned 90", "unseen"):
+    for place in ("turned 90", "unseen", "policy unseen"):
         curves = {}
         for name in ALL:
             known = [(int(log[3:]), f[name][place]) for log, f in figures.items() if place in f.get(name, {})]

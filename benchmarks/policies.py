@@ -61,7 +61,7 @@ class Budget:
 
 
 ATARI = Budget(200_000, None, clone=2000, values=1000, dream=500, games=20, seeds=3, value_seeds=3)
-TOY = Budget(4000, 600, clone=400, values=1000, dream=300, games=100, seeds=5, value_seeds=5)
+TOY = Budget(4000, 4000, clone=400, values=1000, dream=1000, games=100, seeds=3, value_seeds=5)
 QUICK = {"seeds": 1, "value_seeds": 1}
 BUDGETS = {
     "pong": ATARI,
@@ -82,7 +82,21 @@ LOGS = {
     "maze": ["source.cells=9", "source.size=9", "source.mazes=10"],
 }
 MODELS = {"pong": "pong_tiny", "freeway": "pong_tiny", "catch": "catch"}
-MODEL_SETTINGS = {"catch": ["model.image_size=40"]}
+WHOLE = ["data.length=10", "data.left_padding=9"]
+"""Windows as long as an episode of Catch."""
+MODEL_SETTINGS = {"catch": ["model.image_size=40", "model.sizes.tiny.reward_length=null", *WHOLE]}
+"""A memory that was only ever six steps long, as tiny's, foresees no end after nine."""
+DREAMS = {
+    "catch": [
+        *WHOLE,
+        "data.batch_size=128",
+        "learner.horizon=9",
+        "learner.reuse=4",
+        "learner.normalise=true",
+        "learner.entropy=1.0e-2",
+    ],
+}
+"""An episode of Catch is dreamt whole."""
 FAMILY = {"pong": "pong", "freeway": "pong", "catch": "catch", "maze": "maze"}
 """Whose experiments a game takes."""
 BINS = {
@@ -136,6 +150,7 @@ class Bench(Runs):
             more = [*more, "data.best_share=0.2"] if name == "clone_best" else more
             return self.train(f"{family}_cloning", budget.clone, *shared, *more, out=out)
         experiment = "catch_actor_critic" if family == "catch" else f"{family}_imagination"
+        shared += DREAMS.get(game, [])
         if name == "dream":
             more = [f"learner.world_model={self.world_model(game)}", "learner.real_weight=0"]
             return self.train(experiment, budget.dream, *shared, *more, out=out)

@@ -369,6 +369,19 @@ def test_a_cut_bootstraps_from_the_frame_that_was_cut_off(dreamer: Any) -> None:
     torch.testing.assert_close(rollout["goal"][cut], rollout["reward"][cut] + 0.9 * rollout["next_value"][cut])
 
 
+def test_advantages_are_normalised_over_the_rows_that_count(dreamer: Any) -> None:
+    learner, segment = dreamer(horizon=5)
+    dream = learner.dream(segment, 10, generator())
+    dream["alive"][3, 2:] = False
+    advantages = []
+    for normalise in (False, True):
+        learner.hparams["normalise"] = normalise
+        learner._loss(rollout := dict(dream))
+        advantages.append(rollout["advantage"][dream["alive"]])
+    above = advantages[0] - advantages[0].mean()
+    torch.testing.assert_close(advantages[1], above / above.std(correction=0))
+
+
 def test_a_second_use_is_clipped_by_its_ratio(dreamer: Any) -> None:
     learner, segment = dreamer(horizon=3, ratio_clip=0.1, entropy=0.0, value_weight=0.0)
     rollout = learner.dream(segment, 10, generator())

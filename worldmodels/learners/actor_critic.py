@@ -40,6 +40,8 @@ class ActorCriticLearner(PolicyLearner):
         spare: share of a batch that replaces rows that end.
         reuse: optimizer steps on each rollout.
         ratio_clip: of the ratio of new to old probabilities where a rollout is used more than once.
+        normalise: advantages of a rollout by their mean and deviation, as PPO does (DIAMOND: not), so that how strongly
+            the actor follows them hangs neither on the size of rewards nor on how rare they are.
         entropy: weight of the entropy of the actor.
         value_weight: of the critic's loss.
         real_weight: of the loss of cloning on the logged windows of each batch, critic included; 0: dreams alone.
@@ -78,6 +80,7 @@ class ActorCriticLearner(PolicyLearner):
         spare: float = 0.25,
         reuse: int = 1,
         ratio_clip: float = 0.2,
+        normalise: bool = False,
         entropy: float = 1e-3,
         value_weight: float = 1.0,
         real_weight: float = 0.0,
@@ -268,6 +271,11 @@ class ActorCriticLearner(PolicyLearner):
         features = seen[..., :lstm]
         odds = policy.preferences(features[:, :-1], rollout.get("legal")).log_softmax(-1)
         likelihood = odds.gather(-1, rollout["action"][..., None])[..., 0]
+        alive = rollout["alive"].float()
+
+        def mean(x: Tensor) -> Tensor:
+            return (x * alive).sum() / alive.sum().clamp(min=1)
+
         if "goal" not in rollout:
             value = policy.critic.mean(features).detach()
             following = torch.where(rollout["stop"], rollout["next_value"], value[:, 1:])
@@ -275,11 +283,9 @@ class ActorCriticLearner(PolicyLearner):
             rollout["goal"] = lambda_returns(*ends, hp["gamma"], hp["lam"])
             rollout["advantage"] = rollout["goal"] - value[:, :-1]
             rollout["likelihood"] = likelihood.detach()
-        alive = rollout["alive"].float()
-
-        def mean(x: Tensor) -> Tensor:
-            return (x * alive).sum() / alive.sum().clamp(min=1)
-
+            if hp["normalise"]:
+                above = rollout["advantage"] - mean(rollout["advantage"])
+                rollout["advantage"] = above / (mean(above**2).sqrt() + 1e-8)
         ratio = (likelihood - rollout["likelihood"]).exp()
         clipped = ratio.clamp(1 - hp["ratio_clip"], 1 + hp["ratio_clip"])
         actor = -mean(torch.minimum(ratio * rollout["advantage"], clipped * rollout["advantage"]))
