@@ -63,7 +63,8 @@ class DiffusionWorldModel(nn.Module):
         own_frames: share of the training rows in which the reward model sees the denoiser's own next frames in place
             of the logged ones, so that it reads imagined frames as well (DIAMOND: 0).
         reward_length: transitions at the end of a segment that the reward model is trained on, where a segment is long
-            for the sake of the denoiser's memory; None for all (DIAMOND).
+            for the sake of the denoiser's memory; None for all (DIAMOND). Its own memory is then never longer in
+            training: where an episode is a few steps more (Catch of 10x10 cells), it foresaw the end in no dream.
         games: settings of `nn.games.Games`: both models are told which game a window is of, and a dream refuses
             actions that its game does not have; None for one game, or several that are not told apart (DIAMOND).
         symmetry: of the denoiser, which then gives moved frames for moved ones exactly, see there; "none": DIAMOND.
