@@ -212,7 +212,7 @@ def test_settings_out_of_range() -> None:
     for wrong in ({"steps_ahead": 0}, {"target_every": 0}, {"conservative": -1.0}):
         with pytest.raises(UserError, match="learner.steps_ahead"):
             OfflineQLearner(model("ActionValues"), CARD, ACTIONS, **wrong)
-    for wrong in ({"horizon": 0}, {"reuse": 0}, {"spare": 1.0}):
+    for wrong in ({"horizon": 0}, {"reuse": 0}, {"left_out": 0}, {"spare": 1.0}):
         with pytest.raises(UserError, match="learner.horizon"):
             ActorCriticLearner(model(), CARD, ACTIONS, "none.ckpt", **wrong)
     for learner, kind in ((CloningLearner, "ActorCritic"), (OfflineQLearner, "ActionValues")):
@@ -283,6 +283,14 @@ def test_dreams_are_of_the_game_and_rows_that_end_begin_anew(dreamer: Any) -> No
     falls = ball[:, 1:] - ball[:, :-1]
     assert (falls[~anew & rollout["alive"]] == 1).all()
     assert torch.equal(learner.dream(segment, 30, generator())["action"], rollout["action"])
+
+
+def test_a_dream_begins_before_what_is_left_out(dreamer: Any) -> None:
+    learner, segment = dreamer(horizon=2)
+    for left_out in (1, 3):
+        rollout = learner.dream(segment, 0, generator(), left_out)
+        assert torch.equal(rollout["stacks"][:, 0, 3:], segment.obs[:, 5 - left_out])
+        assert rollout["alive"][:, 0].equal(segment.mask[:, 5 - left_out])
 
 
 @pytest.mark.parametrize("ends", [True, False])

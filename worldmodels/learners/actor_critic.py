@@ -26,9 +26,9 @@ Rollout = dict[str, Tensor]
 class ActorCriticLearner(PolicyLearner):
     """Policy gradient and lambda-returns in a frozen world model, through which no gradient goes.
 
-    A batch of windows of the log gives the starts: its last transition is left out, so that no start lies behind the
-    end of an episode, and the memories of model and policy are filled by what comes before. The first windows are the
-    rows of the rollout; the others (`spare`) take the places of rows that end.
+    A batch of windows of the log gives the starts: their last transitions are left out (`left_out`), so that no start
+    lies behind the end of an episode, and the memories of model and policy are filled by what comes before. The first
+    windows are the rows of the rollout; the others (`spare`) take the places of rows that end.
 
     Args:
         model: an `ActorCritic`, as in `build_policy`.
@@ -37,6 +37,9 @@ class ActorCriticLearner(PolicyLearner):
         world_model: checkpoint of the world model, which is needed for training alone.
         policy: checkpoint of a policy of the same settings to begin with, such as a clone's; None: from scratch.
         horizon: imagined steps a rollout.
+        left_out: last transitions of a window, before which its dream begins. With as many `data.event_rows`, windows
+            that are drawn around a point (`data.event_share`) begin dreams in which it may be made or lost; with 1
+            (DIAMOND) it is mostly past by then. Held-out windows leave out 1.
         spare: share of a batch that replaces rows that end.
         reuse: optimizer steps on each rollout.
         ratio_clip: of the ratio of new to old probabilities where a rollout is used more than once.
@@ -77,6 +80,7 @@ class ActorCriticLearner(PolicyLearner):
         world_model: str | None = None,
         policy: str | None = None,
         horizon: int = 15,
+        left_out: int = 1,
         spare: float = 0.25,
         reuse: int = 1,
         ratio_clip: float = 0.2,
@@ -102,9 +106,10 @@ class ActorCriticLearner(PolicyLearner):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if horizon < 1 or reuse < 1 or not 0 <= spare < 1:
+        if min(horizon, reuse, left_out) < 1 or not 0 <= spare < 1:
             raise UserError(
-                f"learner.horizon={horizon} and reuse={reuse} must be at least 1, and spare={spare} from 0 to below 1"
+                f"learner.horizon={horizon}, reuse={reuse} and left_out={left_out} must be at least 1, and "
+                f"spare={spare} from 0 to below 1"
             )
         self.ready()
         self._teacher: Apart | None = None
@@ -114,10 +119,15 @@ class ActorCriticLearner(PolicyLearner):
         """Load the world model, and the policy to begin with; refuse what was made of other play than the store's."""
         super().prepare(data, resumed)
         held_out = data.validation["length"]
-        if self.hparams["real_weight"] == 0 and min(data.length, held_out) < 2:
-            raise UserError(
-                f"data.length={data.length} must be at least 2: the last transition of a window is left out"
-            )
+        for name, length, left_out in (
+            ("data.length", data.length, self.hparams["left_out"]),
+            ("data.validation.length", held_out, 1),
+        ):
+            if length <= left_out:
+                raise UserError(
+                    f"{name}={length} must be more than the {left_out} transitions at the end of a window that are "
+                    "left out (learner.left_out, and 1 in held-out windows)"
+                )
         needed = {"data.length less data.left_padding": ("train", data.length - data.left_padding)}
         for name, (split, length) in (needed | {"data.validation.length": ("validation", held_out)}).items():
             longest = data.store.lengths[data.store.splits[split]].max(initial=0)
@@ -176,7 +186,8 @@ class ActorCriticLearner(PolicyLearner):
     def training_step(self, segment: Segment, batch_idx: int) -> Tensor:
         """Dream, or take the last dream again, and learn from it."""
         if self.batch_number() % self.hparams["reuse"] == 0 or not self._rollout:
-            self._rollout = self.dream(segment, round(segment.batch_size * self.hparams["spare"]), self.noise())
+            spare = round(segment.batch_size * self.hparams["spare"])
+            self._rollout = self.dream(segment, spare, self.noise(), self.hparams["left_out"])
         rollout = {k: v.to(self.device) for k, v in self._rollout.items()}
         loss, metrics = self._loss(rollout)
         self._rollout = rollout
@@ -199,13 +210,14 @@ class ActorCriticLearner(PolicyLearner):
             self.means.add(game, "imagined_length", rollout["alive"].sum(1).float(), began)
 
     @torch.no_grad()
-    def dream(self, segment: Segment, spare: int, generator: torch.Generator) -> Rollout:
+    def dream(self, segment: Segment, spare: int, generator: torch.Generator, left_out: int = 1) -> Rollout:
         """Act in the world model for `horizon` steps H.
 
         Args:
             segment: windows of the log, (B + spare, T).
             spare: the last so many windows take the places of rows that end, one after another.
             generator: of all draws.
+            left_out: as in the class.
 
         Returns:
             Of B rows: `stacks` (B, H+1, N*C, H, W) uint8 as the encoder sees them; `memory` (B, H+1, 2 D) before
@@ -214,7 +226,8 @@ class ActorCriticLearner(PolicyLearner):
             (B, H, A), the actions of each row's.
         """
         horizon, model, policy = self.hparams["horizon"], self.teacher, self.model
-        context, count = segment.steps(0, segment.length - 1), segment.batch_size - spare
+        first, count = segment.length - left_out, segment.batch_size - spare
+        context = segment.steps(0, first)
         with torch.autocast(self.device.type, enabled=False):
             worlds, memories = model.start(context), policy.burn_in(context)
             world, memory = ({k: v[:count] for k, v in state.items()} for state in (worlds, memories))
@@ -222,7 +235,7 @@ class ActorCriticLearner(PolicyLearner):
             legal = legals = policy.legal_in(context)
             if legals is not None:
                 legal = legals[:count]
-            real = segment.mask[:, -1]  # no start is behind the end of an episode
+            real = segment.mask[:, first]  # no start is behind the end of an episode
             alive, fresh = real[:count], torch.ones_like(real[:count])
             columns: dict[str, list[Tensor]] = {}
 
