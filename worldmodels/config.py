@@ -28,7 +28,7 @@ WHOLE = {
     **dict.fromkeys(("seed", "reward_rows", "films", "starts", "learner.burn_in"), 0),
     **dict.fromkeys(("trainer.max_steps", "trainer.val_check_interval", "trainer.accumulate_grad_batches"), 1),
     **dict.fromkeys(("data.validation.windows", "data.validation.batch_size"), 1),
-    **dict.fromkeys(("learner.horizons", "callbacks.last.every", "source.processes"), 1),
+    **dict.fromkeys(("learner.horizons", "learner.left_out", "callbacks.last.every", "source.processes"), 1),
     **dict.fromkeys(("learner.horizon", "learner.reuse", "learner.steps_ahead", "learner.target_every"), 1),
     **dict.fromkeys(("budget", "budgets", "patience", "lora.rank", "points", "scratch_times"), 1),
     **dict.fromkeys(("processes", "limit", "pictures", "other_actions.steps"), 1),

@@ -219,6 +219,8 @@ def test_settings_out_of_range() -> None:
         for wrong in ({"schedule": "step"}, {"gamma": 2}, {"life_loss_ends": 1}):
             with pytest.raises(UserError, match=rf"learner.{next(iter(wrong))}="):
                 learner(model(kind), CARD, ACTIONS, **wrong)
+    with pytest.raises(UserError, match="learner.normalise=no must be true or false"):
+        ActorCriticLearner(model(), CARD, ACTIONS, normalise="no")  # pyrefly: ignore
     for wrong in ({"gamma": -0.1}, {"lam": 1.5}, {"advantage": 0}, {"advantage": "much"}):
         for learner in (CloningLearner, ActorCriticLearner):
             with pytest.raises(UserError, match=rf"learner.{next(iter(wrong))}="):

@@ -156,8 +156,9 @@ class PolicyLearner(Learner):
             raise UserError(f"learner.advantage={t} must be a temperature above 0, or null for no weights")
         if (least := hp.get("least_ahead")) is not None and not isinstance(least, int | float):
             raise UserError(f"learner.least_ahead={least} must be a number of points, or null for all rows")
-        if type(hp["life_loss_ends"]) is not bool:
-            raise UserError(f"learner.life_loss_ends={hp['life_loss_ends']} must be true or false")
+        for name in ("life_loss_ends", "normalise"):
+            if name in hp and type(hp[name]) is not bool:
+                raise UserError(f"learner.{name}={hp[name]} must be true or false")
         self.model = build_policy(hp["model"], hp["card"], hp["actions"])
 
     def prepare(self, data: Any, resumed: bool) -> None:
