@@ -3,8 +3,8 @@
 `python -m benchmarks.policies [--quick] [--only PART ...] [--out DIR]`. Every part is a `worldmodels` command in a
 folder of its own below DIR, which goes on where it was stopped and is found finished the next time; so is the whole.
 Parts are named GAME/RUN/SEED, such as pong/clone/0; --only takes the beginnings of such names, and what they need is
-made first. Shared by two cores all of it takes about two and a half hours (`seconds` is what all parts that there are
-took together, resumed or not; Pong is 2.4 hours of one core); --quick makes the same figures with next to no training.
+made first. Shared by two cores all of it takes about two hours (`seconds` is what all parts that there are took
+together, resumed or not; Pong is 2.2 hours of one core); --quick makes the same figures with next to no training.
 
 Every policy of a game has the same encoder and the same log, takes the checkpoint that the log or the dreams choose,
 and plays whole real games by the rules of its log. They were not tuned alike. The encoder, how long Pong is cloned, in
