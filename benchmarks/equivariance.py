@@ -192,10 +192,10 @@ def figures_of(bench: Mazes, log: str) -> dict[str, Any]:
 
 
 def data_ratio(figures: dict[str, Any]) -> dict[str, Any]:
-    """The shortest log with which each run reaches, in unseen mazes, what plain reaches with the longest.
+    """The shortest log with which each run of `SHORT` reaches, in unseen mazes, what plain reaches with the longest.
 
     Returns:
-        That `return`, and by run the steps of the log, None where no log suffices.
+        That `return`, and by run the steps of the log, None where none that it has suffices.
     """
     lengths = sorted(int(log.removeprefix("log")) for log in figures)
 
@@ -205,7 +205,7 @@ def data_ratio(figures: dict[str, Any]) -> dict[str, Any]:
     if not lengths or (wanted := reached(lengths[-1], "plain")) is None:
         return {}
     found: dict[str, Any] = {"return": wanted}
-    for name in ALL:
+    for name in SHORT:
         known = {length: mean for length in lengths if (mean := reached(length, name)) is not None}
         if known:
             found[name] = next((length for length, mean in known.items() if mean >= wanted), None)
@@ -233,7 +233,7 @@ def _text(figure: dict[str, Any] | None) -> str:
 
 
 def draw(path: Path, figures: dict[str, Any]) -> None:
-    """Return by length of the log, of every run, in mazes of the log that are turned, and in new ones."""
+    """Return by length of the log, of every run, in mazes of the log that are turned, and in new ones, by both ways."""
     panels: dict[str, Any] = {}
     for place in ("turned 90", "unseen", "policy unseen"):
         curves = {}

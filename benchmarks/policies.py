@@ -6,15 +6,15 @@ Parts are named GAME/RUN/SEED, such as pong/clone/0; --only takes the beginnings
 made first. Shared by two cores all of it takes about two hours (`seconds` is what all parts that there are took
 together, resumed or not; Pong is 2.2 hours of one core); --quick makes the same figures with next to no training.
 
-Every policy of a game has the same encoder and the same log, takes the checkpoint that the log or the dreams choose,
-and plays whole real games by the rules of its log. They were not tuned alike. The encoder, how long Pong is cloned, in
-windows of what length, and `KEPT` were chosen in several trials of Pong's clone_kept, some of which played real games
-of its seed 0 that were seen; clones have the same steps and windows, all policies the encoder, and dream_clone and
-clone_longer begin with clone_kept and clone on by the same `KEPT`. So these three have been favoured in Pong, seed 0
-most of all. In mazes the weight on logged actions and the encoder were chosen, for both heads, by real games of seed 0
-with half of the play; the settings of dreams in Catch by what its world model foresees and real games of seed 0, in
-Freeway by dreams of seeds 0 and 1 from scratch, which played real games; normalised advantages did harm in Pong (seed
-0). The rest has the settings of conf/experiment, of one trial.
+Every policy of a game has the same encoder and the same log, takes the checkpoint that the log or the dreams choose
+(Freeway's with dreams and its clone_longer take the last), and plays whole real games by the rules of its log. They
+were not tuned alike. The encoder, how long Pong is cloned, in windows of what length, and `KEPT` were chosen in several
+trials of Pong's clone_kept, some of which played real games of its seed 0 that were seen; clones have the same steps
+and windows, all policies the encoder, and dream_clone and clone_longer begin with clone_kept and clone on by the same
+`KEPT`. So these three have been favoured in Pong, seed 0 most of all. In mazes the weight on logged actions and the
+encoder were chosen, for both heads, by real games of seed 0 with half of the play; the settings of dreams in Catch by
+what its world model foresees and real games of seed 0, in Freeway by dreams of seeds 0 and 1 from scratch, which played
+real games; normalised advantages did harm in Pong (seed 0). The rest has the settings of conf/experiment, of one trial.
 """
 
 import json
@@ -87,7 +87,7 @@ MODELS = {"pong": "pong_tiny", "freeway": "pong_tiny", "catch": "catch"}
 WHOLE = ["data.length=10", "data.left_padding=9"]
 """Windows as long as an episode of Catch."""
 MODEL_SETTINGS = {"catch": ["model.image_size=40", "model.sizes.tiny.reward_length=null", *WHOLE]}
-"""A memory that was only ever six steps long, as tiny's, foresees no end after nine."""
+"""A memory that was only ever five or six steps long foresees no end after nine."""
 DREAMS = {
     "catch": [
         *WHOLE,
@@ -107,8 +107,9 @@ DREAMS = {
         "trainer.val_check_interval=200",
     ],
 }
-"""An episode of Catch is dreamt whole. In Freeway's log points are rare: half of the dreams begin within 15 steps of
-one, and as held-out dreams hold none, the last step is taken."""
+"""An episode of Catch is dreamt whole. In Freeway's log points are rare: half of the windows are drawn so that one, or
+the end, is within the 15 steps before which a dream begins, and as held-out dreams hold none, the last step is taken.
+"""
 FAMILY = {"pong": "pong", "freeway": "pong", "catch": "catch", "maze": "maze"}
 """Whose experiments a game takes."""
 BINS = {

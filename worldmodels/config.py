@@ -183,8 +183,7 @@ def check(cfg: DictConfig) -> None:
 def sentences(config_name: str) -> Iterator[None]:
     """Turn a user's mistake into one line on stderr and exit code 2, and Ctrl-C into 130."""
     try:
-        with _interrupts_uncovered():
-            yield
+        yield
     except UserError as error:
         _fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
@@ -197,26 +196,25 @@ def sentences(config_name: str) -> Iterator[None]:
             raise
         _fail(sentence)
     except KeyboardInterrupt:
-        print("worldmodels: interrupted; the same command goes on from what is saved", file=sys.stderr)
-        sys.exit(130)
-    except Exception:
+        _interrupted()
+    except Exception as error:
+        if _covers_interrupt(error):
+            _interrupted()
         if (sentence := _mistyped(config_name)) is None:
             raise
         _fail(sentence)
 
 
-@contextmanager
-def _interrupts_uncovered() -> Iterator[None]:
-    """Raises a Ctrl-C anew over which some library's cleaning up raised an error of its own, as zipfile's does."""
-    try:
-        yield
-    except Exception as error:
-        under = error.__context__
-        while under is not None:
-            if isinstance(under, KeyboardInterrupt):
-                raise KeyboardInterrupt from error
-            under = under.__context__
-        raise
+def _interrupted() -> None:
+    print("worldmodels: interrupted; the same command goes on from what is saved", file=sys.stderr)
+    sys.exit(130)
+
+
+def _covers_interrupt(error: BaseException | None) -> bool:
+    """Whether a library's cleaning up has raised it over a Ctrl-C, as zipfile's does where a member is still open."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _fail(sentence: str) -> None:

@@ -124,14 +124,25 @@ def test_exit_codes(error: BaseException, code: int, sentence: str, capsys: pyte
     assert captured.count("\n") == 1
 
 
-def test_an_interrupt_is_one_though_a_library_raises_over_it(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("over", "code", "sentence"),
+    [
+        (ValueError("Can't close the ZIP file while there is an open writing handle on it."), 130, "interrupted"),
+        (OSError(28, "No space left on device", "/x"), 2, "the disk of /x is full"),
+        (UserError("nothing was saved"), 2, "nothing was saved"),
+    ],
+)
+def test_an_interrupt_is_one_though_a_library_raises_over_it(
+    over: Exception, code: int, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But for what says that saving failed, which the user must know."""
     with pytest.raises(SystemExit) as stop, config.sentences("export"):
         try:
             raise KeyboardInterrupt
-        finally:  # as zipfile does where a member is still open
-            raise ValueError("Can't close the ZIP file while there is an open writing handle on it.")
-    assert stop.value.code == 130
-    assert capsys.readouterr().err.startswith("worldmodels: interrupted")
+        finally:
+            raise over
+    assert stop.value.code == code
+    assert sentence in capsys.readouterr().err
 
 
 def test_a_defect_of_ours_keeps_its_traceback() -> None:

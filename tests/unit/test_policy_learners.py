@@ -289,10 +289,41 @@ def test_dreams_are_of_the_game_and_rows_that_end_begin_anew(dreamer: Any) -> No
 
 def test_a_dream_begins_before_what_is_left_out(dreamer: Any) -> None:
     learner, segment = dreamer(horizon=2)
+    segment.mask[7, 2:] = False  # an episode that ends in its window
     for left_out in (1, 3):
         rollout = learner.dream(segment, 0, generator(), left_out)
         assert torch.equal(rollout["stacks"][:, 0, 3:], segment.obs[:, 5 - left_out])
         assert rollout["alive"][:, 0].equal(segment.mask[:, 5 - left_out])
+        assert not rollout["alive"][7].any()
+
+
+def test_training_leaves_out_what_it_is_told_to_and_validation_one(
+    dreamer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, segment = dreamer(horizon=2, left_out=3)
+    left_out, dream = [], learner.dream
+    monkeypatch.setattr(learner, "dream", lambda *given: (left_out.append(given[3:]), dream(*given))[1])
+    monkeypatch.setattr(learner, "noise", generator)
+    for name in ("batch_number", "log_dict"):
+        monkeypatch.setattr(learner, name, lambda *_, **__: 0)
+    learner.training_step(segment, 0)
+    learner.validation_step(segment, 0)
+    assert left_out == [(3,), ()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"length": 3, "left_padding": 2}, r"data.length=3 must be more than what is left out .*, 3"),
+        ({"length": 9, "left_padding": 8}, r"learner.left_out=5 is more than the 4 transitions"),
+    ],
+)
+def test_windows_without_a_start_are_refused(
+    dreamer: Any, catch_store: Path, settings: dict[str, int], sentence: str
+) -> None:
+    learner, _ = dreamer(left_out=5 if settings["length"] > 3 else 3, burn_in=0)
+    with pytest.raises(UserError, match=sentence):
+        learner.prepare(StoreDataModule(catch_store, batch_size=4, **settings), False)
 
 
 @pytest.mark.parametrize("ends", [True, False])

@@ -44,7 +44,7 @@ class ActorCriticLearner(PolicyLearner):
         reuse: optimizer steps on each rollout.
         ratio_clip: of the ratio of new to old probabilities where a rollout is used more than once.
         normalise: advantages of a rollout by their mean and deviation, as PPO does (DIAMOND: not), so that how strongly
-            the actor follows them hangs neither on the size of rewards nor on how rare they are.
+            the actor follows them does not hang on how large and how rare rewards are.
         entropy: weight of the entropy of the actor.
         value_weight: of the critic's loss.
         real_weight: of the loss of cloning on the logged windows of each batch, critic included; 0: dreams alone.
@@ -125,11 +125,14 @@ class ActorCriticLearner(PolicyLearner):
         ):
             if length <= left_out:
                 raise UserError(
-                    f"{name}={length} must be more than the {left_out} transitions at the end of a window that are "
-                    "left out (learner.left_out, and 1 in held-out windows)"
+                    f"{name}={length} must be more than what is left out at the end of a window, {left_out} "
+                    "(learner.left_out, and 1 in held-out windows)"
                 )
-        needed = {"data.length less data.left_padding": ("train", data.length - data.left_padding)}
-        for name, (split, length) in (needed | {"data.validation.length": ("validation", held_out)}).items():
+        for name, split, length in (
+            ("data.length less data.left_padding", "train", data.length - data.left_padding),
+            ("learner.left_out", "train", self.hparams["left_out"]),
+            ("data.validation.length", "validation", held_out),
+        ):
             longest = data.store.lengths[data.store.splits[split]].max(initial=0)
             if longest < length:
                 raise UserError(
@@ -235,7 +238,7 @@ class ActorCriticLearner(PolicyLearner):
             legal = legals = policy.legal_in(context)
             if legals is not None:
                 legal = legals[:count]
-            real = segment.mask[:, first]  # no start is behind the end of an episode
+            real = segment.mask[:, first]  # no start is before or behind an episode
             alive, fresh = real[:count], torch.ones_like(real[:count])
             columns: dict[str, list[Tensor]] = {}
 
