@@ -105,25 +105,28 @@ def test_offline_q_learning_beats_the_behaviour(
     assert catch_return(policy) > behaviour(mixed) + 0.3
 
 
-@pytest.fixture(scope="module")
-def world_model(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A world model of Catch after half a minute of training, and one that knows next to nothing."""
+def write_world_model(mixed: Path, folder: Path, steps: int) -> Path:
     from hydra import compose, initialize_config_dir
 
-    folder = tmp_path_factory.mktemp("models")
-    for name, steps in (("good", 600), ("new", 2)):
-        with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-            places = ["experiment=catch", f"store={mixed}", f"out={folder / name}", f"trainer.max_steps={steps}"]
-            settings = plain(compose("train", [*places, *QUICK]))
-        fit({**settings, "model": sized(settings["model"])}, folder / name)
-    return folder
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        places = ["experiment=catch", f"store={mixed}", f"out={folder}", f"trainer.max_steps={steps}"]
+        settings = plain(compose("train", [*places, *QUICK]))
+    fit({**settings, "model": sized(settings["model"])}, folder)
+    return folder / "best.ckpt"
+
+
+@pytest.fixture(scope="module")
+def new_model(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world model of Catch that knows next to nothing."""
+    return write_world_model(mixed, tmp_path_factory.mktemp("models") / "new", 2)
 
 
 @pytest.mark.exhaustive
 def test_dreams_make_a_policy_better_in_the_real_game(
-    train: Callable[..., tuple[Policy, dict]], mixed: Path, world_model: Path, tmp_path: Path
+    train: Callable[..., tuple[Policy, dict]], mixed: Path, tmp_path: Path
 ) -> None:
-    model = f"learner.world_model={world_model / 'good' / 'best.ckpt'}"
+    # After 600 steps it knows when a ball lands, and not yet whether it is caught.
+    model = f"learner.world_model={write_world_model(mixed, tmp_path / 'model', 1500)}"
     policy, metrics = train("catch_actor_critic", mixed, model, out="scratch")
     assert metrics["best_imagined_return"] > 0.2
     assert catch_return(policy) > RANDOM + 0.5
@@ -141,9 +144,8 @@ def test_a_policy_that_is_resumed_is_the_same_bit_for_bit(
     if name == "catch_offline_q":
         settings += ["learner.target_every=5"]
     if name == "catch_actor_critic":
-        folder = request.getfixturevalue("world_model")
         settings += [
-            f"learner.world_model={folder / 'new' / 'best.ckpt'}",
+            f"learner.world_model={request.getfixturevalue('new_model')}",
             "learner.reuse=3",
             "learner.real_weight=0.1",
         ]
@@ -158,8 +160,7 @@ def test_a_policy_that_is_resumed_is_the_same_bit_for_bit(
     assert ("target" in a, "rollout" in a) == (name == "catch_offline_q", name == "catch_actor_critic")
 
 
-def test_mistakes_end_in_one_sentence(in_process: RUN, mixed: Path, world_model: Path, tmp_path: Path) -> None:
-    new = world_model / "new" / "best.ckpt"
+def test_mistakes_end_in_one_sentence(in_process: RUN, mixed: Path, new_model: Path, tmp_path: Path) -> None:
     large = tmp_path / "large"
     with Store.create(large, catch_card(0, cells=4, size=32)) as store:
         for episode in catch_play(60, 0, cells=4, size=32):
@@ -174,12 +175,12 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, mixed: Path, world_model:
     )
     assert code == 0, err
     clone = tmp_path / "clone" / "best.ckpt"
-    dream = ["experiment=catch_actor_critic", f"store={mixed}", f"learner.world_model={new}"]
+    dream = ["experiment=catch_actor_critic", f"store={mixed}", f"learner.world_model={new_model}"]
     mistakes = [
         (["experiment=catch_actor_critic", f"store={mixed}"], ["learner.world_model"]),
         ([*dream, f"learner.world_model={clone}"], ["holds a policy and no world model"]),
         ([*dream, f"store={large}", "data.validation.length=2"], ["obs.height=32", "world model", "20"]),
-        ([*dream, f"learner.policy={new}"], ["holds a world model and no policy"]),
+        ([*dream, f"learner.policy={new_model}"], ["holds a world model and no policy"]),
         ([*dream, f"learner.policy={clone}", "head@model.head=hl_gauss"], ["takes the actions [0]", "[0, 3, 4]"]),
         ([*dream, "data.validation.length=5"], ["data.validation.length=5", "4 transitions"]),
         ([*dream, "data.left_padding=0"], ["data.length less data.left_padding=5", "4 transitions", "train"]),
@@ -216,10 +217,8 @@ def test_mistakes_end_in_one_sentence(in_process: RUN, mixed: Path, world_model:
 
 
 @pytest.mark.parametrize("name", ["catch_cloning", "catch_offline_q", "catch_actor_critic"])
-def test_what_a_policy_costs_is_told(
-    name: str, in_process: RUN, mixed: Path, world_model: Path, tmp_path: Path
-) -> None:
-    teacher = [f"learner.world_model={world_model / 'new' / 'best.ckpt'}"] if name == "catch_actor_critic" else []
+def test_what_a_policy_costs_is_told(name: str, in_process: RUN, mixed: Path, new_model: Path, tmp_path: Path) -> None:
+    teacher = [f"learner.world_model={new_model}"] if name == "catch_actor_critic" else []
     settings = [*teacher, *QUICK, "trainer.max_steps=1000", "trainer.val_check_interval=500"]
     code, _, err = in_process("plan", f"experiment={name}", f"store={mixed}", f"out={tmp_path}", *settings)
     assert code == 0, err
