@@ -232,19 +232,31 @@ def _text(figure: dict[str, Any] | None) -> str:
     return "" if figure is None else f"{figure['mean']:.1f} [{figure['interval'][0]:.1f}, {figure['interval'][1]:.1f}]"
 
 
-def draw(path: Path, figures: dict[str, Any]) -> None:
-    """Return by length of the log, of every run, in mazes of the log that are turned, and in new ones, by both ways."""
-    panels: dict[str, Any] = {}
+def draw(root: Path, figures: dict[str, Any]) -> None:
+    """Return by how the mazes of the log are turned, and by the length of the log, of every run."""
+    turned = {}
+    for log, f in figures.items():
+        known = {name: [(90 * k, f[name].get(f"turned {90 * k}")) for k in range(4)] for name in ALL if name in f}
+        turned[f"log of {int(log[3:]):,} steps"] = _curves(known)
+    lengths = {}
     for place in ("turned 90", "unseen", "policy unseen"):
-        curves = {}
-        for name in ALL:
-            known = [(int(log[3:]), f[name][place]) for log, f in figures.items() if place in f.get(name, {})]
-            if known:
-                steps, here = [k for k, _ in known], [f for _, f in known]
-                curves[name] = steps, [f["mean"] for f in here], [f["interval"] for f in here]
-        panels |= {place: curves} if curves else {}
-    if panels:
-        plot(path, panels, "steps of play in the log", "return")
+        known = {name: [(int(log[3:]), f.get(name, {}).get(place)) for log, f in figures.items()] for name in ALL}
+        lengths[place] = _curves(known)
+    for name, x_label, panels in (
+        ("turned", "mazes of the log, turned by degrees", turned),
+        ("samples", "steps of play in the log", lengths),
+    ):
+        if panels := {title: curves for title, curves in panels.items() if curves}:
+            plot(root / f"{name}.png", panels, x_label, "return", log="x" if name == "samples" else "")
+
+
+def _curves(points: dict[str, list[tuple[int, dict[str, Any] | None]]]) -> dict[str, Any]:
+    known = {name: [(x, f) for x, f in of if f] for name, of in points.items()}
+    return {
+        name: ([x for x, _ in of], [f["mean"] for _, f in of], [f["interval"] for _, f in of])
+        for name, of in known.items()
+        if of
+    }
 
 
 def main() -> None:
@@ -252,7 +264,7 @@ def main() -> None:
     asked = command_line("equivariance", __doc__, "log10000/c4 or breakout", "one seed and next to no training")
     mazes = Mazes(asked.root, QUICK if asked.quick else FULL, asked.only)
     figures = made(mazes, [f"log{steps}" for steps in mazes.budget.logs], figures_of, show)
-    draw(asked.root / "equivariance.png", figures)
+    draw(asked.root, figures)
     figures["data_ratio"] = data_ratio(figures)
     print(f"steps of play for the return of plain in unseen mazes: {figures['data_ratio']}")
     flips = atari.Flips(asked.root, atari.QUICK if asked.quick else atari.FULL, asked.only)

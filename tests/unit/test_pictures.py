@@ -1,5 +1,6 @@
 """Films that browsers play, strips with whole pixels, curves."""
 
+import re
 import subprocess
 import sys
 
@@ -72,6 +73,17 @@ def test_plot_writes_svg_and_png(tmp_path):
     assert "FillBetween" not in svg
     panels["a"]["model"] = ((1, 2, 4), (3.0, 2.0, None), ((2.0, 4.0), (1.0, 3.0), (None, None)))
     assert "FillBetween" in plot(tmp_path / "b.svg", panels, "steps", "dB", log="x").read_text()
+
+
+def test_curves_of_one_name_have_one_colour_in_all_panels(tmp_path):
+    """And where there are many of them, one legend beside the panels names each once."""
+    points = (0, 90, 180), (1.0, 2.0, 3.0)
+    panels = {"a": {"p": points, "z": points}, "b": {name: points for name in "pqrsz"}}
+    svg = plot(tmp_path / "a.svg", panels, "degrees", "return").read_text()
+    lines = [part[: part.index("</g>")] for part in svg.split('id="line2d_')[1:] if "stroke-width: 1.4" in part]
+    colours = [re.findall("stroke: (#[0-9a-f]{6})", line)[0] for line in lines]
+    assert len(set(colours)) == 4 and colours[0] == colours[4]  # z, then q, r, s, z
+    assert svg.count("<!-- z -->") == 1 and svg.count("legend_") == 1
 
 
 def test_the_script_shows_reality_above_two_dreams_of_it(tmp_path):

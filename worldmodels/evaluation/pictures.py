@@ -114,9 +114,12 @@ def plot(
     grey = "#808890"
     figure = Figure(figsize=(4.6 * len(panels), 3.4), layout="constrained")
     FigureCanvasAgg(figure)
-    colours = ("#2f7ff0", "#e8833a", "#2fa36b", "#b05ccc", "#808890")
+    colours = ("#2f7ff0", "#e8833a", "#2fa36b", "#b05ccc", "#808890", "#d84a6b", "#28a5b8")
+    labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
+    crowded = len(labels) > 4
     for ax, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for k, (label, (x, y, *band)) in enumerate(curves.items()):
+        for label, (x, y, *band) in curves.items():
+            k = labels.index(label)
             style = {"linewidth": 2.4, "zorder": 5} if k == 0 else {"linewidth": 1.4}
             if len(x) <= 20:  # hollow rings of growing size, so that equal points do not hide each other
                 style |= {"marker": "o", "markersize": 4 + 2 * k, "fillstyle": "none" if k else "full"}
@@ -125,12 +128,13 @@ def plot(
             for intervals in band:
                 low, high = np.array(intervals, float).T  # None becomes NaN
                 if len(x) > 1:
-                    ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+                    ax.fill_between(x, low, high, color=colour, alpha=0.1 if crowded else 0.2, linewidth=0)
                 else:
                     ax.vlines(x, low, high, color=colour, alpha=0.5)
+        ticks = sorted({v for x, *_ in curves.values() for v in x})
         if "x" in log:
-            ticks = sorted({v for x, *_ in curves.values() for v in x})
             ax.set_xscale("log", base=2)
+        if "x" in log or len(ticks) <= 4:
             ax.set_xticks(ticks, [f"{v:g}" for v in ticks])
         if "y" in log:
             ax.set_yscale("log")
@@ -141,7 +145,12 @@ def plot(
         ax.spines[["left", "bottom"]].set_color(grey)
         ax.patch.set_alpha(0)
         ax.grid(alpha=0.2, color=grey)
-        ax.legend(frameon=False, labelcolor=grey, fontsize=9)
+    if crowded:  # within a panel a legend would hide curves
+        shown = dict(item for ax in figure.axes for item in zip(*ax.get_legend_handles_labels()[::-1], strict=True))
+        figure.legend(shown.values(), shown, loc="outside right upper", frameon=False, labelcolor=grey, fontsize=9)
+    else:
+        for ax in figure.axes:
+            ax.legend(frameon=False, labelcolor=grey, fontsize=9)
     figure.axes[0].set_ylabel(y_label, color=grey)
     figure.savefig(path, transparent=True, dpi=150, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
     return Path(path)
