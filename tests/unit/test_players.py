@@ -51,8 +51,9 @@ def test_the_script_aims_where_the_ball_will_be_reflected_to():
     assert down.item() == 12
 
 
-def test_an_action_is_held():
-    policy = built_in("upfire", "pong", [0])
+@pytest.mark.parametrize("name", ["upfire", "UPFIRE"])
+def test_an_action_is_held(name):
+    policy = built_in(name, "pong", [0])
     assert policy.act(torch.zeros(3, 3, 64, 64, dtype=torch.uint8), policy.start(3))[0].tolist() == [10, 10, 10]
 
 

@@ -115,7 +115,7 @@ def built_in(name: str, game: str, actions: Sequence[int]) -> Policy:
     made = {"random": RandomPolicy, "sticky": StickyPolicy}
     if name == "scripted":
         return ScriptedPolicy(game)
-    if held := [k for k, action in enumerate(ACTIONS) if action.lower() == name]:
+    if held := [k for k, action in enumerate(ACTIONS) if action == name.upper()]:
         return RandomPolicy(held)
     if name not in made:
         raise UserError(
