@@ -15,7 +15,8 @@ All runs of a log have networks of about as many parameters (within 3 %, and the
 Each plays, by its search, the mazes of its log as they stood, the same mazes turned by a quarter, a half and three
 quarters, and mazes that it has never seen; the first, those turned by a quarter and the last also by the likeliest
 action of its policy alone. Games of the same seed and number begin alike, and differences are those of such pairs. Logs
-of several lengths, of which the shorter have plain and c4 alone, say how much play a return takes (`data_ratio`).
+of several lengths, of which the shorter have plain and c4 alone, say how much play a return takes (`data_ratio`). A log
+of one maze says what turning costs where hardly a wall was seen in more than one direction.
 
 Two further games are parts of their own: breakout, in benchmarks/equivariance_atari.py, and chaser, which is run only
 where --only asks for it, in benchmarks/equivariance_chaser.py.
@@ -54,9 +55,11 @@ PAID_AS_C4 = {"turned_time": "turned", "plain_flops": "plain"}
 """Runs that are given what c4 costs, and whose settings they have."""
 RANDOM = "random"
 ALL = (*RUNS, *PAID_AS_C4, RANDOM)
-"""All have the longest log."""
+"""All have the longest log of ten mazes."""
 SHORT = ("plain", "c4")
 """Those that have the shorter ones, too."""
+ONE = ("plain", "turned", "encoder", "c4", RANDOM)
+"""Those that have a log of one maze, too."""
 PLAYED = {f"turned {90 * k}": [f"env={{orientation:{k}}}"] for k in range(4)} | {"unseen": ["env={unseen:true}"]}
 PLAYED |= {
     f"policy {place}": [*PLAYED[place], "planner=prior", "planner.temperature=0"]
@@ -67,28 +70,43 @@ TURNED = ("turned 90", "turned 180", "turned 270")
 
 
 @dataclass(frozen=True)
+class Log:
+    """What is learned from.
+
+    Args:
+        steps: of play.
+        mazes: that it has.
+        runs: that learn from it.
+    """
+
+    steps: int
+    mazes: int = 10
+    runs: tuple[str, ...] = SHORT
+
+
+@dataclass(frozen=True)
 class Budget:
     """How much is spent.
 
     Args:
-        logs: steps of play of each log.
-        mazes: in a log.
+        logs: by name; those of several lengths are called log, and their steps.
         train: optimizer steps of each run.
         games: that each run plays in each place.
         limit: steps after which a game is cut: one that is hardly trained may wander for all of the log's 3,000.
         seeds: of training.
     """
 
-    logs: tuple[int, ...]
-    mazes: int
+    logs: dict[str, Log]
     train: int
     games: int
     limit: int
     seeds: int
 
 
-FULL = Budget((10_000, 40_000, 80_000), mazes=10, train=1500, games=20, limit=500, seeds=3)
-QUICK = Budget((3000,), mazes=10, train=30, games=3, limit=200, seeds=1)
+LOGS = {"log10000": Log(10_000), "log40000": Log(40_000), "log80000": Log(80_000, runs=ALL)}
+LOGS["one40000"] = Log(40_000, 1, ONE)
+FULL = Budget(LOGS, train=1500, games=20, limit=500, seeds=3)
+QUICK = Budget({"log3000": Log(3000, runs=ALL)}, train=30, games=3, limit=200, seeds=1)
 
 
 class Mazes(Runs):
@@ -100,17 +118,17 @@ class Mazes(Runs):
 
     def parts(self) -> Iterator[tuple[str, str, int]]:
         """Log, run and seed of every part that is wanted."""
-        for steps in self.budget.logs:
-            for name in ALL if steps == self.budget.logs[-1] else SHORT:
+        for log, about in self.budget.logs.items():
+            for name in about.runs:
                 for seed in range(self.budget.seeds):
-                    if self.wanted(f"log{steps}/{name}/{seed}"):
-                        yield f"log{steps}", name, seed
+                    if self.wanted(f"{log}/{name}/{seed}"):
+                        yield log, name, seed
 
     def store(self, log: str) -> Path:
         """The log, made where it is not there."""
-        steps = int(log.removeprefix("log"))
-        settings = ["source.cells=9", "source.size=9", f"source.mazes={self.budget.mazes}"]
-        return self.collect("maze", steps, *settings, out=self.root / log / "log")
+        about = self.budget.logs[log]
+        settings = ["source.cells=9", "source.size=9", f"source.mazes={about.mazes}"]
+        return self.collect("maze", about.steps, *settings, out=self.root / log / "log")
 
     def trained(self, log: str, name: str, seed: int) -> Path:
         """The checkpoint of a run, trained where it is not."""
@@ -194,6 +212,9 @@ def figures_of(bench: Mazes, log: str) -> dict[str, Any]:
 def data_ratio(figures: dict[str, Any]) -> dict[str, Any]:
     """The shortest log with which each run of `SHORT` reaches, in unseen mazes, what plain reaches with the longest.
 
+    Args:
+        figures: of the logs of several lengths.
+
     Returns:
         That `return`, and by run the steps of the log, None where none that it has suffices.
     """
@@ -232,16 +253,16 @@ def _text(figure: dict[str, Any] | None) -> str:
     return "" if figure is None else f"{figure['mean']:.1f} [{figure['interval'][0]:.1f}, {figure['interval'][1]:.1f}]"
 
 
-def draw(root: Path, figures: dict[str, Any]) -> None:
+def draw(root: Path, figures: dict[str, Any], logs: dict[str, Log]) -> None:
     """Return by how the mazes of the log are turned, and by the length of the log, of every run."""
-    turned = {}
+    turned, lengths = {}, {}
     for log, f in figures.items():
+        title = f"{logs[log].mazes} maze{'s' * (logs[log].mazes > 1)}, {logs[log].steps:,} steps"
         known = {name: [(90 * k, f[name].get(f"turned {90 * k}")) for k in range(4)] for name in ALL if name in f}
-        turned[f"log of {int(log[3:]):,} steps"] = _curves(known)
-    lengths = {}
+        turned[title] = _curves(known)
     for place in ("turned 90", "unseen", "policy unseen"):
-        known = {name: [(int(log[3:]), f.get(name, {}).get(place)) for log, f in figures.items()] for name in ALL}
-        lengths[place] = _curves(known)
+        of_lengths = [(logs[log].steps, f) for log, f in figures.items() if log.startswith("log")]
+        lengths[place] = _curves({name: [(x, f.get(name, {}).get(place)) for x, f in of_lengths] for name in ALL})
     for name, x_label, panels in (
         ("turned", "mazes of the log, turned by degrees", turned),
         ("samples", "steps of play in the log", lengths),
@@ -263,9 +284,9 @@ def main() -> None:
     """Make what is missing, and print every figure and the same as JSON in the last line."""
     asked = command_line("equivariance", __doc__, "log10000/c4 or breakout", "one seed and next to no training")
     mazes = Mazes(asked.root, QUICK if asked.quick else FULL, asked.only)
-    figures = made(mazes, [f"log{steps}" for steps in mazes.budget.logs], figures_of, show)
-    draw(asked.root, figures)
-    figures["data_ratio"] = data_ratio(figures)
+    figures = made(mazes, mazes.budget.logs, figures_of, show)
+    draw(asked.root, figures, mazes.budget.logs)
+    figures["data_ratio"] = data_ratio({log: f for log, f in figures.items() if log.startswith("log")})
     print(f"steps of play for the return of plain in unseen mazes: {figures['data_ratio']}")
     flips = atari.Flips(asked.root, atari.QUICK if asked.quick else atari.FULL, asked.only)
     figures |= made(flips, [atari.GAME], atari.figures_of, atari.show)
