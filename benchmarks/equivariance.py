@@ -18,8 +18,8 @@ action of its policy alone. Games of the same seed and number begin alike, and d
 of several lengths, of which the shorter have plain and c4 alone, say how much play a return takes (`data_ratio`). A log
 of one maze says what turning costs where hardly a wall was seen in more than one direction.
 
-Two further games are parts of their own: breakout, in benchmarks/equivariance_atari.py, and chaser, which is run only
-where --only asks for it, in benchmarks/equivariance_chaser.py.
+Further games are parts of their own: breakout and freeway, in benchmarks/equivariance_atari.py, and chaser, which is
+run only where --only asks for it, in benchmarks/equivariance_chaser.py.
 
 Cost: on a core of its own 1,500 steps of training took 50 s (plain) and 130 s (c4), whose arithmetic is 4.5 times
 plain's, and 20 games of 500 steps 17 s and 45 s by search. For 3 seeds that is two hours of one core. Breakout is 9
@@ -289,7 +289,7 @@ def main() -> None:
     figures["data_ratio"] = data_ratio({log: f for log, f in figures.items() if log.startswith("log")})
     print(f"steps of play for the return of plain in unseen mazes: {figures['data_ratio']}")
     flips = atari.Flips(asked.root, atari.QUICK if asked.quick else atari.FULL, asked.only)
-    figures |= made(flips, [atari.GAME], atari.figures_of, atari.show)
+    figures |= made(flips, atari.GAMES, atari.figures_of, atari.show)
     procgen = chaser.Chaser(asked.root, chaser.QUICK if asked.quick else chaser.FULL, asked.only, RUNS)
     figures |= made(procgen, ["chaser"], chaser.figures_of, show)
     asked.publish(figures)

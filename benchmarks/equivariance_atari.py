@@ -1,6 +1,8 @@
-"""What a flip that play has but for score bars and the like is worth in a real Atari game, learned from a log.
+"""What a flip that play has only nearly is worth in real Atari games, learned from logs.
 
-A part of `benchmarks.equivariance`, which runs it with the others; `--only breakout` runs it alone.
+A part of `benchmarks.equivariance`, which runs it with the others; `--only breakout freeway` runs it alone. Breakout
+has the flip but for its score bar; Freeway but for the way in which the cars of each lane go, and for the player, who
+walks left of the middle. Freeway's log is of random actions that are held, as in `benchmarks.muzero`.
 
 All runs have the same log, number of optimizer steps and about as many parameters: plain; turned, whose training
 windows are flipped at random; encoder, whose representation has the flip built in, and nothing else (partial
@@ -28,7 +30,8 @@ from worldmodels.learners.muzero import load_muzero
 from worldmodels.models.muzero import MuZero
 from worldmodels.models.muzero_loss import VALUE, own_targets
 
-GAME = "breakout"
+GAMES = {"breakout": ("pong_muzero", []), "freeway": ("freeway_muzero", ["source.mixture={sticky:1.0}"])}
+"""The experiment that a game is learned by, and what its log is made with."""
 RUNS = {
     "plain": (),
     "turned": ("model.turned=flip_lr",),
@@ -45,7 +48,7 @@ class Budget:
         log: steps of play.
         train: optimizer steps of each run.
         games: whole real games that each run plays.
-        limit: steps after which a game is cut: a player that never serves would play half an hour.
+        limit: steps after which a game is cut: a player that never serves would play half an hour; Freeway has 2,048.
         windows: of held-out play.
         seeds: of training.
     """
@@ -58,40 +61,42 @@ class Budget:
     seeds: int
 
 
-FULL = Budget(50_000, train=1000, games=10, limit=2000, windows=256, seeds=3)
+FULL = Budget(50_000, train=1000, games=10, limit=2100, windows=256, seeds=3)
 QUICK = Budget(6000, train=10, games=1, limit=200, windows=16, seeds=1)
 
 
 class Flips(Runs):
-    """One log, and three runs with each seed."""
+    """One log of each game, and three runs with each seed."""
 
     def __init__(self, root: Path, budget: Budget, only: list[str]) -> None:
         super().__init__(root, only)
         self.budget = budget
 
-    def parts(self) -> Iterator[tuple[str, int]]:
-        """Run and seed of every part that is wanted."""
-        for seed in range(self.budget.seeds):
-            yield from ((name, seed) for name in RUNS if self.wanted(f"{GAME}/{name}/{seed}"))
+    def parts(self) -> Iterator[tuple[str, str, int]]:
+        """Game, run and seed of every part that is wanted."""
+        for game in GAMES:
+            for seed in range(self.budget.seeds):
+                yield from ((game, name, seed) for name in RUNS if self.wanted(f"{game}/{name}/{seed}"))
 
     def play(self) -> None:
         """Train every run that is wanted, judge it on held-out play, and let it play."""
-        for name, seed in self.parts():
-            log = self.collect(GAME, self.budget.log, out=self.root / GAME / "log")
-            out = self.root / GAME / name / str(seed)
+        for game, name, seed in self.parts():
+            experiment, source = GAMES[game]
+            log = self.collect(game, self.budget.log, *source, out=self.root / game / "log")
+            out = self.root / game / name / str(seed)
             settings = [f"store={log}", f"seed={seed}", *RUNS[name]]
-            checkpoint = self.train("pong_muzero", self.budget.train, *settings, out=out)
+            checkpoint = self.train(experiment, self.budget.train, *settings, out=out)
             if not (out / "value_error").exists():
                 (out / "value_error").write_text(
                     str(value_error(load_muzero(checkpoint)[0], Store.open(log), self.budget.windows))
                 )
-            arguments = [f"checkpoint={checkpoint}", f"game={GAME}", "protocol=store", f"agent={name}", "films=0"]
+            arguments = [f"checkpoint={checkpoint}", f"game={game}", "protocol=store", f"agent={name}", "films=0"]
             arguments += [f"seed={seed}", f"episodes={self.budget.games}", f"protocol.time_limit={self.budget.limit}"]
             self.run("evaluate", *arguments, out=out / "played")
 
-    def held_out(self, name: str) -> dict[str, list[float]]:
+    def held_out(self, game: str, name: str) -> dict[str, list[float]]:
         """The loss of rewards, and the error of values, of each seed of a run."""
-        runs = sorted(path.parent for path in (self.root / GAME / name).glob("*/value_error"))
+        runs = sorted(path.parent for path in (self.root / game / name).glob("*/value_error"))
         metrics = [json.loads((out / "metrics.json").read_text(encoding="utf-8"))["final"] for out in runs]
         losses = [final["loss_reward"] for final in metrics]
         return {"reward_loss": losses, "value_error": [float((out / "value_error").read_text()) for out in runs]}
@@ -122,7 +127,7 @@ def figures_of(bench: Flips, game: str) -> dict[str, Any]:
         figures[name] = told(values) | {"seeds": len(played[name])}
         trained = next((bench.root / game / name).glob("*/metrics.json"))
         figures[name]["parameters"] = json.loads(trained.read_text(encoding="utf-8"))["parameters"]
-        for figure, seeds in bench.held_out(name).items():
+        for figure, seeds in bench.held_out(game, name).items():
             figures[name][figure] = {"mean": round(float(np.mean(seeds)), 4), "seeds": [round(x, 4) for x in seeds]}
         if name != "plain":
             games, plain = (games_of(bench.root / game / run) for run in (name, "plain"))
