@@ -16,11 +16,28 @@ from procgen import ProcgenGym3Env  # pyrefly: ignore
 TO_ALE = np.array([9, 4, 7, 5, 0, 2, 8, 3, 6], np.uint8)
 """Procgen's action 3 (right + 1) + (up + 1), as an index into ALE's 18 actions."""
 FROM_ALE = np.argsort(np.append(TO_ALE, [1]))[:10]  # FIRE, which there is not, in its place to count by
-FRAME = (64, 64, 3)
+CELLS = 11  # of a side of the game in its easy mode; a frame has two pixels of each, side by side, of Procgen's 64
+SIZE = 2 * CELLS
 TIME_LIMIT = 1000  # steps, Procgen's own
 PLANS, AHEAD, FOLLOWED, HELD = 24, 24, 4, 3
 """Plans that are tried, their steps, those that are then played, and the steps that each random action is held."""
 LAPSE = 0.1  # share of steps that are random, whoever plays
+
+
+def _overlap() -> np.ndarray:
+    """Which share (SIZE, 64) of each pixel of a frame is of each of Procgen's."""
+    edges, pixels = np.arange(SIZE + 1) * 64 / SIZE, np.arange(64)
+    ends = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return ends.clip(min=0) * SIZE / 64
+
+
+AREA = _overlap()
+
+
+def frames_of(seen: dict) -> np.ndarray:
+    """Frames (games, SIZE, SIZE, 3) uint8, by mean colours of areas."""
+    shrunk = np.einsum("yh,nhwc,xw->nyxc", AREA, seen["rgb"].astype(float), AREA, optimize=True)
+    return np.rint(shrunk).astype(np.uint8)
 
 
 def games(count: int, start: int, levels: int, seed: int) -> ProcgenGym3Env:
@@ -74,7 +91,7 @@ def episode(copies: ProcgenGym3Env, rng: np.random.Generator, levels: int, looks
     held = int(rng.integers(9))
     while not over:
         _, seen, _ = game.observe()
-        frames.append(seen["rgb"][0].copy())
+        frames.append(frames_of(seen)[0])
         if rng.random() < 1 / HELD:
             held = int(rng.integers(9))
         action = held
@@ -105,7 +122,7 @@ def serve(count: int, start: int, levels: int) -> None:
         else:
             game.act(FROM_ALE[np.frombuffer(pipe.read(count), np.uint8)])
         reward, seen, first = game.observe()
-        back.write(seen["rgb"].tobytes())
+        back.write(frames_of(seen).tobytes())
         if kind == b"s":
             back.write(reward.astype(np.float32).tobytes() + first.astype(np.uint8).tobytes())
         back.flush()

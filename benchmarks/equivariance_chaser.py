@@ -5,7 +5,8 @@ Procgen, which ask for an old NumPy and Gym, into an environment of its own in d
 (benchmarks/chaser_game.py); logs come by `worldmodels import source=npz`, and games by a pipe.
 
 Runs learn from a log of few levels, and play these, the same with frames and actions turned by a quarter, and levels
-that they have never seen. Sprites and the grid of 64 pixels make the game symmetric only nearly.
+that they have never seen. Frames are shrunk to two pixels a cell (SIZE), so that Chaser's mazes are seen about as small
+as those of `envs/maze.py`, by whose experiment they are learned. Sprites make the game symmetric only nearly.
 """
 
 import json
@@ -32,9 +33,9 @@ PYTHON = Path(__file__).parent.parent / "data" / "procgen"
 WHEELS = ("procgen-mirror==0.10.7", "gym3==0.3.3", "gym==0.26.2", "numpy==1.26.4")
 GAME = Path(__file__).with_name("chaser_game.py")
 MOVES = (0, 2, 3, 4, 5, 6, 7, 8, 9)  # NOOP and the eight directions, in ALE's set
-SETTINGS = ("model.gamma=0.97", "model.value.low=-12", "model.value.high=12")
-"""Of the experiment pong_muzero, whose frames are as large: an orb counts 1, and there are many. Values begin in the
-middle of their support."""
+SIZE = 22  # pixels of a frame's side
+SETTINGS = ("model.sizes.tiny.representation.patch=2", "learner.clip_rewards=true")
+"""Beside those of the experiment maze_muzero; an orb counts 1."""
 RULES = Rules("chaser", frame_skip=1, sticky_prob=0.0, max_pool=False, noop_max=0, time_limit=1000, actions=MOVES)
 UNSEEN = 1_000_000  # the first of the levels that no log has
 
@@ -58,7 +59,7 @@ class Budget:
     seeds: int
 
 
-FULL = Budget(20_000, levels=50, train=1000, games=20, seeds=3)
+FULL = Budget(20_000, levels=50, train=1500, games=20, seeds=3)
 QUICK = Budget(1500, levels=10, train=10, games=2, seeds=1)
 
 
@@ -93,7 +94,7 @@ class Games:
         self._game: Any = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def reset(self, *, seed: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """New games, all of the first seed given; frames (count, 1, 64, 64, 3) uint8."""
+        """New games, all of the first seed given; frames (count, 1, SIZE, SIZE, 3) uint8."""
         self._send(b"r" + (int(seed[0]) % 2**32).to_bytes(4, "little"))
         return self._frames(), {}
 
@@ -124,7 +125,7 @@ class Games:
         return found
 
     def _frames(self) -> np.ndarray:
-        frames = np.frombuffer(self._read(self.num_envs * 64 * 64 * 3), np.uint8).reshape(-1, 64, 64, 3)
+        frames = np.frombuffer(self._read(self.num_envs * SIZE * SIZE * 3), np.uint8).reshape(-1, SIZE, SIZE, 3)
         return np.rot90(frames, self.turns, (1, 2)).copy()[:, None]
 
 
@@ -134,7 +135,7 @@ def record(path: Path, steps: int, levels: int) -> Path:
     if not (path / "metrics.json").exists():
         command = [str(interpreter()), "-I", str(GAME), "record", str(episodes), str(steps), "0", str(levels)]
         subprocess.run(command, check=True)
-        size = {"height": 64, "width": 64, "channels": 3, "resize": "none", "max_pool": False}
+        size = {"height": SIZE, "width": SIZE, "channels": 3, "resize": "area", "max_pool": False}
         env = {"name": "procgen", "version": WHEELS[0], "env": {"distribution_mode": "easy", "num_levels": levels}}
         about = {"action_set": list(MOVES), "frame_skip": 1, "time_limit": RULES.time_limit, "seed": 0}
         card = make_card("npz", "chaser", size, policy={"type": "mixture"}, licence="MIT", dataset=env, **about)
@@ -172,7 +173,7 @@ class Chaser(Runs):
             log = record(self.root / "chaser" / "log", self.budget.log, self.budget.levels)
             out = self.root / "chaser" / name / str(seed)
             settings = [f"store={log}", f"seed={seed}", *SETTINGS, *self.runs[name]]
-            checkpoint = self.train("pong_muzero", self.budget.train, *settings, out=out)
+            checkpoint = self.train("maze_muzero", self.budget.train, *settings, out=out)
             for place, levels in self.places.items():
                 self.score(checkpoint, seed, levels, out / place.replace(" ", "_"))
 
