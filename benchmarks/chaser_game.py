@@ -2,8 +2,8 @@
 
 Procgen asks for an old NumPy and Gym, so nothing of this project may be imported here, nor this file by the project.
 
-`chaser_game.py record OUT STEPS SEED LEVELS`: whole games as .npz files, for `worldmodels import source=npz`. In half
-of them a player looks ahead: of some random plans, played in copies of the game, it follows the best; the others are
+`chaser_game.py record OUT STEPS SEED LEVELS`: whole games as .npz files, for `worldmodels import source=npz`. In three
+of four a player looks ahead: of some random plans, played in copies of the game, it follows the best; the others are
 random. `chaser_game.py serve GAMES START LEVELS`: games for another process, by bytes on standard input and output.
 """
 
@@ -19,8 +19,12 @@ FROM_ALE = np.argsort(np.append(TO_ALE, [1]))[:10]  # FIRE, which there is not, 
 CELLS = 11  # of a side of the game in its easy mode; a frame has two pixels of each, side by side, of Procgen's 64
 SIZE = 2 * CELLS
 TIME_LIMIT = 1000  # steps, Procgen's own
-PLANS, AHEAD, FOLLOWED, HELD = 24, 24, 4, 3
+PLANS, AHEAD, FOLLOWED, HELD = 48, 24, 4, 3
 """Plans that are tried, their steps, those that are then played, and the steps that each random action is held."""
+ALONG = np.array(
+    [1, 3, 5, 7]
+)  # left, down, up and right: plans have no diagonals, which do in a corridor what these do
+GAMMA = 0.9  # what comes soon counts more, so that an action says where its reward is
 LAPSE = 0.1  # share of steps that are random, whoever plays
 
 
@@ -55,15 +59,15 @@ def games(count: int, start: int, levels: int, seed: int) -> ProcgenGym3Env:
 
 
 def plan(copies: ProcgenGym3Env, state: bytes, rng: np.random.Generator) -> list[int]:
-    """The first actions of the random plan that earns most, an end counting as a loss."""
+    """The first actions of the random plan that earns most and soonest, an end counting as a loss."""
     copies.callmethod("set_state", [state] * PLANS)
-    plans = rng.integers(9, size=(-(-AHEAD // HELD), PLANS)).repeat(HELD, 0)[:AHEAD]
+    plans = ALONG[rng.integers(4, size=(-(-AHEAD // HELD), PLANS))].repeat(HELD, 0)[:AHEAD]
     earned, alive = rng.random(PLANS) * 1e-6, np.ones(PLANS, bool)
-    for actions in plans:
+    for step, actions in enumerate(plans):
         copies.act(actions)
         reward, _, first = copies.observe()
-        earned += reward * alive
-        earned -= alive & first & (reward < 1)  # a level that is done gives more
+        lost = first & (reward < 1)  # a level that is done gives more
+        earned += (reward - lost) * alive * GAMMA**step
         alive &= ~first
     return plans[:FOLLOWED, earned.argmax()].tolist()
 
@@ -75,7 +79,7 @@ def record(out: Path, steps: int, seed: int, levels: int) -> None:
     while steps > 0:
         file = out / f"ep_{number:05}.npz"
         if not file.exists():
-            rows = episode(copies, np.random.default_rng((seed, number)), levels, looks=number % 2 == 0)
+            rows = episode(copies, np.random.default_rng((seed, number)), levels, looks=number % 4 > 0)
             with file.with_suffix(".part").open("wb") as f:
                 np.savez_compressed(f, **rows)  # pyrefly: ignore
             file.with_suffix(".part").rename(file)

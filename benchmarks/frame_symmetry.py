@@ -79,7 +79,7 @@ class Budget:
     seeds: int
 
 
-FULL = Budget(20_000, mazes=10, held_out=4000, windows=256, seconds=400, seeds=3)
+FULL = Budget(20_000, mazes=10, held_out=4000, windows=256, seconds=300, seeds=3)
 QUICK = Budget(4000, mazes=10, held_out=600, windows=96, seconds=40, seeds=1)
 
 
