@@ -1,10 +1,10 @@
-"""Chaser of Procgen (Cobbe et al. 2020), in an interpreter of its own: benchmarks/chaser.py makes and runs it.
+"""Chaser of Procgen (Cobbe et al. 2020), in an interpreter of its own that benchmarks/equivariance_chaser.py makes.
 
 Procgen asks for an old NumPy and Gym, so nothing of this project may be imported here, nor this file by the project.
 
 `chaser_game.py record OUT STEPS SEED LEVELS`: whole games as .npz files, for `worldmodels import source=npz`. In three
-of four a player looks ahead: of some random plans, played in copies of the game, it follows the best; the others are
-random. `chaser_game.py serve GAMES START LEVELS`: games for another process, by bytes on standard input and output.
+of four a player looks ahead, by random ways that it tries in copies of the game; the others are random.
+`chaser_game.py serve GAMES START LEVELS`: games for another process, by bytes on standard input and output.
 """
 
 import sys
@@ -19,12 +19,12 @@ FROM_ALE = np.argsort(np.append(TO_ALE, [1]))[:10]  # FIRE, which there is not, 
 CELLS = 11  # of a side of the game in its easy mode; a frame has two pixels of each, side by side, of Procgen's 64
 SIZE = 2 * CELLS
 TIME_LIMIT = 1000  # steps, Procgen's own
-PLANS, AHEAD, FOLLOWED, HELD = 48, 24, 4, 3
-"""Plans that are tried, their steps, those that are then played, and the steps that each random action is held."""
-ALONG = np.array(
-    [1, 3, 5, 7]
-)  # left, down, up and right: plans have no diagonals, which do in a corridor what these do
+ALONG = np.array([1, 3, 5, 7])  # left, down, up and right; in a corridor diagonals do nothing that these do not
+CELL = 2  # steps that it takes to cross one
+WAYS, TURNS = 8, 4
+"""Random ways on that are tried after each direction, and the directions of a way, each held for two cells."""
 GAMMA = 0.9  # what comes soon counts more, so that an action says where its reward is
+HELD = 3  # steps for which random play keeps an action, on average
 LAPSE = 0.1  # share of steps that are random, whoever plays
 
 
@@ -58,24 +58,31 @@ def games(count: int, start: int, levels: int, seed: int) -> ProcgenGym3Env:
     )
 
 
-def plan(copies: ProcgenGym3Env, state: bytes, rng: np.random.Generator) -> list[int]:
-    """The first actions of the random plan that earns most and soonest, an end counting as a loss."""
-    copies.callmethod("set_state", [state] * PLANS)
-    plans = ALONG[rng.integers(4, size=(-(-AHEAD // HELD), PLANS))].repeat(HELD, 0)[:AHEAD]
-    earned, alive = rng.random(PLANS) * 1e-6, np.ones(PLANS, bool)
+def look(copies: ProcgenGym3Env, state: bytes, before: int, rng: np.random.Generator) -> int:
+    """The direction after which the best way on earns most and soonest, an end counting as a loss.
+
+    Into a wall the player goes on as it went, so that directions are often alike: of the best the one before is taken
+    where it is among them, and actions say something.
+    """
+    ways = ALONG[rng.integers(4, size=(TURNS, WAYS))].repeat(2 * CELL, 0)
+    plans = np.concatenate([ALONG.repeat(WAYS)[None].repeat(CELL, 0), np.tile(ways, len(ALONG))])
+    copies.callmethod("set_state", [state] * plans.shape[1])
+    earned, alive = np.zeros(plans.shape[1]), np.ones(plans.shape[1], bool)
     for step, actions in enumerate(plans):
         copies.act(actions)
         reward, _, first = copies.observe()
         lost = first & (reward < 1)  # a level that is done gives more
         earned += (reward - lost) * alive * GAMMA**step
         alive &= ~first
-    return plans[:FOLLOWED, earned.argmax()].tolist()
+    worth = earned.reshape(len(ALONG), WAYS).max(1)
+    best = ALONG[worth >= worth.max() - 1e-9]
+    return before if before in best else int(rng.choice(best))
 
 
 def record(out: Path, steps: int, seed: int, levels: int) -> None:
     """Play whole games until they hold so many steps; a game that is there is not played again."""
     out.mkdir(parents=True, exist_ok=True)
-    copies, number = games(PLANS, 0, levels, 0), 0
+    copies, number = games(len(ALONG) * WAYS, 0, levels, 0), 0
     while steps > 0:
         file = out / f"ep_{number:05}.npz"
         if not file.exists():
@@ -90,19 +97,17 @@ def record(out: Path, steps: int, seed: int, levels: int) -> None:
 
 def episode(copies: ProcgenGym3Env, rng: np.random.Generator, levels: int, looks: bool) -> dict[str, np.ndarray]:
     """One game; what is seen after its end is the next one's, so that it has no last frame."""
-    game, planned = games(1, 0, levels, int(rng.integers(2**31))), []
+    game = games(1, 0, levels, int(rng.integers(2**31)))
     frames, actions, rewards, over = [], [], [], False
     held = int(rng.integers(9))
     while not over:
         _, seen, _ = game.observe()
         frames.append(frames_of(seen)[0])
-        if rng.random() < 1 / HELD:
+        if looks and len(actions) % CELL == 0:
+            held = look(copies, game.callmethod("get_state")[0], held, rng)
+        elif not looks and rng.random() < 1 / HELD:
             held = int(rng.integers(9))
-        action = held
-        if looks:
-            planned = planned or plan(copies, game.callmethod("get_state")[0], rng)
-            action = planned.pop(0)
-            action = int(rng.integers(9)) if rng.random() < LAPSE else action
+        action = int(rng.integers(9)) if rng.random() < LAPSE else held
         game.act(np.array([action]))
         reward, _, first = game.observe()
         actions.append(TO_ALE[action])

@@ -59,7 +59,7 @@ class Budget:
     seeds: int
 
 
-FULL = Budget(30_000, levels=50, train=1500, games=20, seeds=3)
+FULL = Budget(20_000, levels=50, train=1500, games=20, seeds=3)
 QUICK = Budget(1500, levels=10, train=10, games=2, seeds=1)
 
 
