@@ -103,8 +103,8 @@ class Budget:
     seeds: int
 
 
-LOGS = {"log10000": Log(10_000), "log40000": Log(40_000), "log80000": Log(80_000, runs=ALL)}
-LOGS["one40000"] = Log(40_000, 1, ONE)
+LOGS = {"one40000": Log(40_000, 1, ONE)}
+LOGS |= {"log10000": Log(10_000), "log40000": Log(40_000), "log80000": Log(80_000, runs=ALL)}
 FULL = Budget(LOGS, train=1500, games=20, limit=500, seeds=3)
 QUICK = Budget({"log3000": Log(3000, runs=ALL)}, train=30, games=3, limit=200, seeds=1)
 
