@@ -236,7 +236,7 @@ def data_ratio(figures: dict[str, Any]) -> dict[str, Any]:
 def show(log: str, figures: dict[str, Any]) -> None:
     """The table of a log, and below it what else is known of each run."""
     runs = [name for name in figures if name != "log"]
-    places = dict.fromkeys(place for name in runs for place in figures[name] if place in (*PLAYED, "seen"))
+    places = dict.fromkeys(place for name in runs for place in figures[name] if place in (*PLAYED, *chaser.PLACES))
     print(f"\n{log:<12}" + "".join(f"{place:>24}" for place in places))
     for name in runs:
         print(f"{name:<12}" + "".join(f"{_text(figures[name].get(place)):>24}" for place in places))

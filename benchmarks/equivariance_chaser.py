@@ -24,10 +24,11 @@ from benchmarks.runs import Runs, logged_returns, means, told
 from worldmodels.data.card import make_card
 from worldmodels.data.disk import make_folder, write_json
 from worldmodels.evaluation.play import play
+from worldmodels.evaluation.players import StickyPolicy
 from worldmodels.evaluation.protocols import Rules
 from worldmodels.learners.acting import muzero_policy
 from worldmodels.ops.groups import Element, moved_action
-from worldmodels.types import ACTIONS
+from worldmodels.types import ACTIONS, Policy
 
 PYTHON = Path(__file__).parent.parent / "data" / "procgen"
 WHEELS = ("procgen-mirror==0.10.7", "gym3==0.3.3", "gym==0.26.2", "numpy==1.26.4")
@@ -38,6 +39,12 @@ SETTINGS = ("model.sizes.tiny.representation.patch=2", "learner.clip_rewards=tru
 """Beside those of the experiment maze_muzero; an orb counts 1."""
 RULES = Rules("chaser", frame_skip=1, sticky_prob=0.0, max_pool=False, noop_max=0, time_limit=1000, actions=MOVES)
 UNSEEN = 1_000_000  # the first of the levels that no log has
+PLACES = ("seen", "turned 90", "unseen", "drawn seen", "drawn unseen")
+"""Where a run plays: by its search and, since the likeliest of actions that are much alike leads to and fro, by actions
+that are drawn from its policy."""
+DRAWN = {"_target_": "worldmodels.planning.planners.prior", "temperature": 1.0}
+RANDOM = "random"
+"""A player without a network, whose actions are held as in the log."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class Budget:
     seeds: int
 
 
-FULL = Budget(20_000, levels=50, train=1500, games=20, seeds=3)
+FULL = Budget(40_000, levels=50, train=1500, games=20, seeds=3)
 QUICK = Budget(1500, levels=10, train=10, games=2, seeds=1)
 
 
@@ -155,34 +162,36 @@ class Chaser(Runs):
     def __init__(self, root: Path, budget: Budget, only: list[str], runs: Mapping[str, tuple[str, ...]]) -> None:
         super().__init__(root, only)
         self.budget, self.runs = budget, runs
-        levels = budget.levels
-        self.places: dict[str, dict[str, int]] = {
-            "seen": {"levels": levels},
-            "turned 90": {"levels": levels, "turns": 1},
-            "unseen": {"levels": 0, "start": UNSEEN},
-        }
 
     def parts(self) -> Iterator[tuple[str, int]]:
         """Run and seed of every part that is asked for by name."""
         for seed in range(self.budget.seeds):
-            yield from ((name, seed) for name in self.runs if self.only and self.wanted(f"chaser/{name}/{seed}"))
+            names = (*self.runs, RANDOM)
+            yield from ((name, seed) for name in names if self.only and self.wanted(f"chaser/{name}/{seed}"))
 
     def play(self) -> None:
         """Train every run that is wanted, and let it play everywhere."""
         for name, seed in self.parts():
             log = record(self.root / "chaser" / "log", self.budget.log, self.budget.levels)
             out = self.root / "chaser" / name / str(seed)
+            if name == RANDOM:
+                for place in PLACES[:3]:
+                    self.score(StickyPolicy(MOVES, hold=3), seed, place, out)
+                continue
             settings = [f"store={log}", f"seed={seed}", *SETTINGS, *self.runs[name]]
             checkpoint = self.train("maze_muzero", self.budget.train, *settings, out=out)
-            for place, levels in self.places.items():
-                self.score(checkpoint, seed, levels, out / place.replace(" ", "_"))
+            for place in PLACES:
+                policy, _ = muzero_policy(checkpoint, DRAWN if "drawn" in place else None)
+                self.score(policy, seed, place, out)
 
-    def score(self, checkpoint: Path, seed: int, levels: Mapping[str, int], out: Path) -> None:
-        """Play whole games by the search that the run was trained with."""
+    def score(self, policy: Policy, seed: int, place: str, out: Path) -> None:
+        """Play whole games, where they are not played yet."""
+        out = out / place.replace(" ", "_")
         if (out / "metrics.json").exists():
             return
-        began, (policy, _) = time.monotonic(), muzero_policy(checkpoint)
-        with Games(min(10, self.budget.games), **levels) as env:
+        levels = {"levels": 0, "start": UNSEEN} if "unseen" in place else {"levels": self.budget.levels}
+        began = time.monotonic()
+        with Games(min(10, self.budget.games), turns=int("turned" in place), **levels) as env:
             found = [game.line() for game in play(policy, env, RULES, MOVES, self.budget.games, seed)]
         returns, seconds = [line["return"] for line in found], round(time.monotonic() - began, 1)
         make_folder(out)
@@ -194,10 +203,8 @@ def figures_of(bench: Chaser, group: str) -> dict[str, Any]:
     """Returns of every run in each place."""
     rng = np.random.default_rng(0)
     figures: dict[str, Any] = {"log": told(means(logged_returns(bench.root / group / "log"), rng))}
-    for name in bench.runs:
-        played = {
-            place: runs for place in bench.places if (runs := bench.returns(group, name, place.replace(" ", "_")))
-        }
+    for name in (*bench.runs, RANDOM):
+        played = {place: runs for place in PLACES if (runs := bench.returns(group, name, place.replace(" ", "_")))}
         drawn = {place: means(runs, rng) for place, runs in played.items()}
         figures[name] = {place: told(values) | {"seeds": len(played[place])} for place, values in drawn.items()}
     return figures
