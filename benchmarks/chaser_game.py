@@ -16,8 +16,8 @@ from procgen import ProcgenGym3Env  # pyrefly: ignore
 TO_ALE = np.array([9, 4, 7, 5, 0, 2, 8, 3, 6], np.uint8)
 """Procgen's action 3 (right + 1) + (up + 1), as an index into ALE's 18 actions."""
 FROM_ALE = np.argsort(np.append(TO_ALE, [1]))[:10]  # FIRE, which there is not, in its place to count by
-CELLS = 11  # of a side of the game in its easy mode; a frame has two pixels of each, side by side, of Procgen's 64
-SIZE = 2 * CELLS
+CELLS = 11  # of a side of the game in its easy mode
+SIZE = 2 * CELLS  # pixels of a frame's side, shrunk from Procgen's 64
 TIME_LIMIT = 1000  # steps, Procgen's own
 ALONG = np.array([1, 3, 5, 7])  # left, down, up and right; in a corridor diagonals do nothing that these do not
 CELL = 2  # steps that it takes to cross one
@@ -71,7 +71,7 @@ def look(copies: ProcgenGym3Env, state: bytes, before: int, rng: np.random.Gener
     for step, actions in enumerate(plans):
         copies.act(actions)
         reward, _, first = copies.observe()
-        lost = first & (reward < 1)  # a level that is done gives more
+        lost = first & (reward < 1)  # a level that is done gives more; the time limit counts as a loss, too
         earned += (reward - lost) * alive * GAMMA**step
         alive &= ~first
     worth = earned.reshape(len(ALONG), WAYS).max(1)

@@ -16,14 +16,14 @@ Each plays, by its search, the mazes of its log as they stood, the same mazes tu
 quarters, and mazes that it has never seen; the first, those turned by a quarter and the last also by the likeliest
 action of its policy alone. Games of the same seed and number begin alike, and differences are those of such pairs. Logs
 of several lengths, of which the shorter have plain and c4 alone, say how much play a return takes (`data_ratio`). A log
-of one maze says what turning costs where hardly a wall was seen in more than one direction.
+of one maze says what turning costs where less of what it shows was seen before.
 
 Further games are parts of their own: breakout and freeway, in benchmarks/equivariance_atari.py, and chaser, which is
 run only where --only asks for it, in benchmarks/equivariance_chaser.py.
 
 Cost: on a core of its own 1,500 steps of training took 50 s (plain) and 130 s (c4), whose arithmetic is 4.5 times
-plain's, and 20 games of 500 steps 17 s and 45 s by search. All mazes were 2.8 hours of one core, Breakout and Freeway one
-hour, Chaser three quarters.
+plain's, and 20 games of 500 steps 17 s and 45 s by search. All mazes were 2.9 hours of one core, Breakout and Freeway
+one hour, Chaser three quarters.
 """
 
 from collections.abc import Iterator
@@ -36,8 +36,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import equivariance_atari as atari
 from benchmarks import equivariance_chaser as chaser
+from benchmarks.equivariance_chaser import RANDOM
 from benchmarks.paired import games_of, minus, share_equal
-from benchmarks.runs import Runs, command_line, logged_returns, made, means, told
+from benchmarks.runs import Runs, command_line, logged_returns, means, shown, told
 from worldmodels.data.disk import read_json
 from worldmodels.data.sampling import even_windows
 from worldmodels.data.store import Store
@@ -53,14 +54,14 @@ RUNS = {
 }
 PAID_AS_C4 = {"turned_time": "turned", "plain_flops": "plain"}
 """Runs that are given what c4 costs, and whose settings they have."""
-RANDOM = "random"
-ALL = (*RUNS, *PAID_AS_C4, RANDOM)
+ALL = (*RUNS, RANDOM, *PAID_AS_C4)
 """All have the longest log of ten mazes."""
 SHORT = ("plain", "c4")
 """Those that have the shorter ones, too."""
-ONE = ("plain", "turned", "encoder", "c4", RANDOM)
+ONE = (*RUNS, RANDOM)
 """Those that have a log of one maze, too."""
-PLAYED = {f"turned {90 * k}": [f"env={{orientation:{k}}}"] for k in range(4)} | {"unseen": ["env={unseen:true}"]}
+PLAYED = {f"turned {90 * k}": [f"env={{orientation:{k}}}"] for k in range(4)}
+PLAYED |= {"unseen": ["env={unseen:true,mazes:10}"]}
 PLAYED |= {
     f"policy {place}": [*PLAYED[place], "planner=prior", "planner.temperature=0"]
     for place in ("turned 0", "turned 90", "unseen")
@@ -106,7 +107,7 @@ class Budget:
 LOGS = {"one40000": Log(40_000, 1, ONE)}
 LOGS |= {"log10000": Log(10_000), "log40000": Log(40_000), "log80000": Log(80_000, runs=ALL)}
 FULL = Budget(LOGS, train=1500, games=20, limit=500, seeds=3)
-QUICK = Budget({"log3000": Log(3000, runs=ALL)}, train=30, games=3, limit=200, seeds=1)
+QUICK = Budget({"one3000": Log(3000, 1, ONE), "log3000": Log(3000, runs=ALL)}, train=30, games=3, limit=200, seeds=1)
 
 
 class Mazes(Runs):
@@ -209,19 +210,21 @@ def figures_of(bench: Mazes, log: str) -> dict[str, Any]:
     return figures
 
 
-def data_ratio(figures: dict[str, Any]) -> dict[str, Any]:
+def data_ratio(figures: dict[str, Any], logs: dict[str, Log]) -> dict[str, Any]:
     """The shortest log with which each run of `SHORT` reaches, in unseen mazes, what plain reaches with the longest.
 
     Args:
-        figures: of the logs of several lengths.
+        figures: by log.
+        logs: of which those of ten mazes count.
 
     Returns:
         That `return`, and by run the steps of the log, None where none that it has suffices.
     """
-    lengths = sorted(int(log.removeprefix("log")) for log in figures)
+    named = {logs[log].steps: log for log in figures if logs[log].mazes == Log.mazes}
+    lengths = sorted(named)
 
     def reached(length: int, name: str) -> float | None:
-        return figures[f"log{length}"].get(name, {}).get("unseen", {}).get("mean")
+        return figures[named[length]].get(name, {}).get("unseen", {}).get("mean")
 
     if not lengths or (wanted := reached(lengths[-1], "plain")) is None:
         return {}
@@ -260,15 +263,13 @@ def draw(root: Path, figures: dict[str, Any], logs: dict[str, Log]) -> None:
         title = f"{logs[log].mazes} maze{'s' * (logs[log].mazes > 1)}, {logs[log].steps:,} steps"
         known = {name: [(90 * k, f[name].get(f"turned {90 * k}")) for k in range(4)] for name in ALL if name in f}
         turned[title] = _curves(known)
+    of_lengths = [(logs[log].steps, f) for log, f in figures.items() if logs[log].mazes == Log.mazes]
     for place in ("turned 90", "unseen", "policy unseen"):
-        of_lengths = [(logs[log].steps, f) for log, f in figures.items() if log.startswith("log")]
         lengths[place] = _curves({name: [(x, f.get(name, {}).get(place)) for x, f in of_lengths] for name in ALL})
-    for name, x_label, panels in (
-        ("turned", "mazes of the log, turned by degrees", turned),
-        ("samples", "steps of play in the log", lengths),
-    ):
-        if panels := {title: curves for title, curves in panels.items() if curves}:
-            plot(root / f"{name}.png", panels, x_label, "return", log="x" if name == "samples" else "")
+    if turned := {title: curves for title, curves in turned.items() if curves}:
+        plot(root / "equivariance.png", turned, "mazes of the log, turned by degrees", "return")
+    if lengths := {place: curves for place, curves in lengths.items() if curves}:
+        plot(root / "equivariance_samples.png", lengths, "steps of play in the log", "return", log="x")
 
 
 def _curves(points: dict[str, list[tuple[int, dict[str, Any] | None]]]) -> dict[str, Any]:
@@ -283,15 +284,19 @@ def _curves(points: dict[str, list[tuple[int, dict[str, Any] | None]]]) -> dict[
 def main() -> None:
     """Make what is missing, and print every figure and the same as JSON in the last line."""
     asked = command_line("equivariance", __doc__, "log10000/c4 or breakout", "one seed and next to no training")
-    mazes = Mazes(asked.root, QUICK if asked.quick else FULL, asked.only)
-    figures = made(mazes, mazes.budget.logs, figures_of, show)
-    draw(asked.root, figures, mazes.budget.logs)
-    figures["data_ratio"] = data_ratio({log: f for log, f in figures.items() if log.startswith("log")})
+    quick = asked.quick
+    mazes = Mazes(asked.root, QUICK if quick else FULL, asked.only)
+    flips = atari.Flips(asked.root, atari.QUICK if quick else atari.FULL, asked.only)
+    procgen = chaser.Chaser(asked.root, chaser.QUICK if quick else chaser.FULL, asked.only, RUNS)
+    for bench in (mazes, flips, procgen):  # figures come last, so that they have what others made meanwhile
+        bench.play()
+    logs = mazes.budget.logs
+    figures = shown(mazes, logs, figures_of, show)
+    draw(asked.root, figures, logs)
+    figures["data_ratio"] = data_ratio(figures, logs)
     print(f"steps of play for the return of plain in unseen mazes: {figures['data_ratio']}")
-    flips = atari.Flips(asked.root, atari.QUICK if asked.quick else atari.FULL, asked.only)
-    figures |= made(flips, atari.GAMES, atari.figures_of, atari.show)
-    procgen = chaser.Chaser(asked.root, chaser.QUICK if asked.quick else chaser.FULL, asked.only, RUNS)
-    figures |= made(procgen, ["chaser"], chaser.figures_of, show)
+    figures |= shown(flips, atari.GAMES, atari.figures_of, atari.show)
+    figures |= shown(procgen, ["chaser"], chaser.figures_of, show)
     asked.publish(figures)
 
 

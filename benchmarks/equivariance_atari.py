@@ -1,8 +1,8 @@
 """What a flip that play has only nearly is worth in real Atari games, learned from logs.
 
 A part of `benchmarks.equivariance`, which runs it with the others; `--only breakout freeway` runs it alone. Breakout
-has the flip but for its score bar; Freeway but for the way in which the cars of each lane go, and for the player, who
-walks left of the middle. Freeway's log is of random actions that are held, as in `benchmarks.muzero`.
+has the flip but for its score bar; Freeway but for the player, who walks left of the middle, and for its cars, which a
+flip lets come from the other side. Freeway's log is of random actions that are held, as in `benchmarks.muzero`.
 
 All runs have the same log, number of optimizer steps and about as many parameters: plain; turned, whose training
 windows are flipped at random; encoder, whose representation has the flip built in, and nothing else (partial

@@ -9,6 +9,7 @@ that they have never seen. Frames are shrunk to two pixels a cell (SIZE), so tha
 as those of `envs/maze.py`, by whose experiment they are learned. Sprites make the game symmetric only nearly.
 """
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from worldmodels.data.disk import make_folder, write_json
 from worldmodels.evaluation.play import play
 from worldmodels.evaluation.players import StickyPolicy
 from worldmodels.evaluation.protocols import Rules
-from worldmodels.learners.acting import muzero_policy
+from worldmodels.learners.acting import PRIOR, muzero_policy
 from worldmodels.ops.groups import Element, moved_action
 from worldmodels.types import ACTIONS, Policy
 
@@ -34,17 +35,16 @@ PYTHON = Path(__file__).parent.parent / "data" / "procgen"
 WHEELS = ("procgen-mirror==0.10.7", "gym3==0.3.3", "gym==0.26.2", "numpy==1.26.4")
 GAME = Path(__file__).with_name("chaser_game.py")
 MOVES = (0, 2, 3, 4, 5, 6, 7, 8, 9)  # NOOP and the eight directions, in ALE's set
-SIZE = 22  # pixels of a frame's side
+SIZE = 22  # pixels of a frame's side, as chaser_game.py has it
 SETTINGS = ("model.sizes.tiny.representation.patch=2", "learner.clip_rewards=true")
-"""Beside those of the experiment maze_muzero; an orb counts 1."""
+"""Beside those of the experiment maze_muzero; an orb counts 1, and so does a level that is finished."""
 RULES = Rules("chaser", frame_skip=1, sticky_prob=0.0, max_pool=False, noop_max=0, time_limit=1000, actions=MOVES)
 UNSEEN = 1_000_000  # the first of the levels that no log has
 PLACES = ("seen", "turned 90", "unseen", "drawn seen", "drawn unseen")
 """Where a run plays: by its search and, since the likeliest of actions that are much alike leads to and fro, by actions
 that are drawn from its policy."""
-DRAWN = {"_target_": "worldmodels.planning.planners.prior", "temperature": 1.0}
 RANDOM = "random"
-"""A player without a network, whose actions are held as in the log."""
+"""A player without a network, whose actions are held for as many steps as those of the log's random games."""
 
 
 @dataclass(frozen=True)
@@ -172,16 +172,19 @@ class Chaser(Runs):
     def play(self) -> None:
         """Train every run that is wanted, and let it play everywhere."""
         for name, seed in self.parts():
+            made = {"game": hashlib.sha256(GAME.read_bytes()).hexdigest(), "steps": self.budget.log}
+            self.done(self.root / "chaser" / "episodes", made | {"levels": self.budget.levels})
             log = record(self.root / "chaser" / "log", self.budget.log, self.budget.levels)
             out = self.root / "chaser" / name / str(seed)
             if name == RANDOM:
-                for place in PLACES[:3]:
-                    self.score(StickyPolicy(MOVES, hold=3), seed, place, out)
+                for place in PLACES:
+                    if "drawn" not in place:
+                        self.score(StickyPolicy(MOVES, hold=3), seed, place, out)
                 continue
             settings = [f"store={log}", f"seed={seed}", *SETTINGS, *self.runs[name]]
             checkpoint = self.train("maze_muzero", self.budget.train, *settings, out=out)
             for place in PLACES:
-                policy, _ = muzero_policy(checkpoint, DRAWN if "drawn" in place else None)
+                policy, _ = muzero_policy(checkpoint, PRIOR if "drawn" in place else None)
                 self.score(policy, seed, place, out)
 
     def score(self, policy: Policy, seed: int, place: str, out: Path) -> None:

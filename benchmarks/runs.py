@@ -210,9 +210,16 @@ def made(
 ) -> dict[str, Any]:
     """Make what is missing, and tell the figures of each group of which there is something."""
     runs.play()
+    return shown(runs, groups, figures_of, show)
+
+
+def shown(
+    runs: Any, groups: Iterable[str], figures_of: Callable[[Any, str], dict[str, Any]], show: Callable[[str, Any], None]
+) -> dict[str, Any]:
+    """The figures of each group that has a log, which are told."""
     figures: dict[str, Any] = {}
     for group in groups:
-        if (runs.root / group).exists():
+        if (runs.root / group / "log").exists():
             figures[group] = figures_of(runs, group)
             show(group, figures[group])
     return figures

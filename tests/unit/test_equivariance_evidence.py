@@ -37,14 +37,19 @@ def test_games_are_held_against_those_that_began_alike(tmp_path: Path) -> None:
     assert share_equal(here, [here, there]) == 0.5
 
 
-def test_the_log_that_a_return_takes_is_told() -> None:
+def test_the_log_that_a_return_takes_is_told_and_drawn(tmp_path: Path) -> None:
     def unseen(**means: float) -> dict:
-        return {name: {"unseen": {"mean": mean}} for name, mean in means.items()}
+        return {name: {"unseen": {"mean": mean, "interval": [mean, mean]}} for name, mean in means.items()}
 
     figures = {"log5000": unseen(plain=1, c4=2, encoder=4), "log10000": unseen(plain=3, c4=3.5, turned=2)}
+    figures["one20000"] = unseen(plain=9)
+    logs = {"log5000": equivariance.Log(5000), "log10000": equivariance.Log(10_000)}
+    logs["one20000"] = equivariance.Log(20_000, mazes=1)
     told = {"return": 3, "plain": 10_000, "c4": 10_000}
-    assert equivariance.data_ratio(figures) == told
-    assert equivariance.data_ratio({"log5000": unseen(c4=2)}) == {}
+    assert equivariance.data_ratio(figures, logs) == told
+    assert equivariance.data_ratio({"log5000": unseen(c4=2)}, logs) == {}
+    equivariance.draw(tmp_path, figures, logs)
+    assert [path.name for path in tmp_path.iterdir()] == ["equivariance_samples.png"]  # no turned maze is known
 
 
 def test_runs_are_paid_what_symmetry_costs(tmp_path: Path) -> None:

@@ -126,6 +126,15 @@ def test_sets_of_mazes_are_fixed_and_the_unseen_are_none_of_them_however_turned(
         np.testing.assert_array_equal(env.planes[info["maze"] == k][0, WALL], turn(unseen[k], 5))
 
 
+def test_small_mazes_are_unseen_as_well_or_there_are_none():
+    """Of 9x9 cells there are not 300; of the first ten that are dug for tests one is a seen one, turned by a half."""
+    known = {turn(maze, g).tobytes() for maze in maze_set(10, 9) for g in range(8)}
+    unseen = maze_set(10, 9, unseen=True)
+    assert len(unseen) == 10 and not known & {maze.tobytes() for maze in unseen}
+    with pytest.raises(UserError, match="mazes with cells=9 only .* give fewer mazes, or cells=11"):
+        maze_set(3000, 9, unseen=True)
+
+
 def field(games: int = 1, **settings: Any) -> MazeEnv:
     """Games in a 9x9 maze without inner walls and without food but for one pill's cell in the corner (7, 7)."""
     env = MazeEnv(games, cells=9, mazes=1, **settings)

@@ -59,10 +59,11 @@ def maze_set(count: int, cells: int = 15, seed: int = 0, unseen: bool = False) -
         count: how many.
         cells: of a side.
         seed: of the set.
-        unseen: another set of the same seed, for tests.
+        unseen: another set of the same seed, for tests: none of it is among the first `count` that are seen, however
+            these are turned.
 
     Raises:
-        UserError: a number is out of range.
+        UserError: a number is out of range, or no unseen mazes are left, since a small side has few.
     """
     if cells < 9 or not cells % 2:
         raise UserError(
@@ -71,6 +72,21 @@ def maze_set(count: int, cells: int = 15, seed: int = 0, unseen: bool = False) -
         )
     if count < 1 or seed < 0:
         raise UserError(f"mazes={count} must be at least 1 and maze_seed={seed} at least 0")
+    walls = _dug(count, cells, seed, unseen=False)
+    if not unseen:
+        return walls
+    seen = {turn(maze, g).tobytes() for maze in walls for g in range(8)}
+    for tried in (count, 8 * count, 64 * count):
+        new = [maze for maze in _dug(tried, cells, seed, unseen=True) if maze.tobytes() not in seen]
+        if len(new) >= count:
+            return np.stack(new[:count])
+    raise UserError(
+        f"of {tried} mazes with cells={cells} only {len(new)} are none of the {count} seen ones turned: give fewer "
+        f"mazes, or cells={cells + 2}"
+    )
+
+
+def _dug(count: int, cells: int, seed: int, unseen: bool) -> np.ndarray:
     walls = np.empty((count, cells * cells), np.uint8)
     rules.dig_all(walls, cells, seed, int(unseen))
     return walls.reshape(count, cells, cells)

@@ -103,7 +103,8 @@ def plot(
 
     Args:
         path: ending in .svg or .png.
-        panels: title to curves by label. The first curve is drawn boldest, the others are baselines.
+        panels: title to curves by label, which has one colour in all panels. The first curve is drawn boldest, the
+            others are baselines. Of more than four labels there is one legend, beside the panels.
         x_label: below each panel.
         y_label: beside the first.
         log: "x", "y" or "xy" for logarithmic axes; x is then in powers of two with plain numbers.
@@ -118,12 +119,11 @@ def plot(
     labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
     crowded = len(labels) > 4
     for ax, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for label, (x, y, *band) in curves.items():
-            k = labels.index(label)
+        for k, (label, (x, y, *band)) in enumerate(curves.items()):
             style = {"linewidth": 2.4, "zorder": 5} if k == 0 else {"linewidth": 1.4}
             if len(x) <= 20:  # hollow rings of growing size, so that equal points do not hide each other
                 style |= {"marker": "o", "markersize": 4 + 2 * k, "fillstyle": "none" if k else "full"}
-            colour = colours[k % len(colours)]
+            colour = colours[labels.index(label) % len(colours)]
             ax.plot(x, y, label=label, color=colour, **style)
             for intervals in band:
                 low, high = np.array(intervals, float).T  # None becomes NaN
@@ -134,7 +134,7 @@ def plot(
         ticks = sorted({v for x, *_ in curves.values() for v in x})
         if "x" in log:
             ax.set_xscale("log", base=2)
-        if "x" in log or len(ticks) <= 4:
+        if "x" in log or (len(ticks) <= 4 and all(v == round(v) for v in ticks)):
             ax.set_xticks(ticks, [f"{v:g}" for v in ticks])
         if "y" in log:
             ax.set_yscale("log")
